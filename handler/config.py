@@ -1,0 +1,192 @@
+"""model-config.yaml: TorchServe's keys on top, ours under `handler:`; read once, validated whole.
+
+The archiver judges a recipe with this same code, so what loads was checked when it was packed.
+TorchServe itself only warns about a value of the wrong type and goes on with its default
+(frontend ModelConfig.java), and ignores keys that it does not know: both are refused here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from handler.rules import BOOLEAN, Problem, Rule, check, integer, key, number, one_of, optional
+
+# Task name -> the module that does it. Adding a task is one module, one line here, one scenario file.
+TASKS = {
+    "text-classification": "handler.tasks.text_classification",
+    "feature-extraction": "handler.tasks.feature_extraction",
+}
+
+MAX_INT = 2**31 - 1  # TorchServe reads Java ints
+DEADLINE_SHARE = 0.8  # of responseTimeout, after which TorchServe kills the worker (WorkerThread.java:203)
+
+CLASSIFIERS = ("text-classification",)
+EMBEDDERS = ("feature-extraction",)
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; carries every problem, not the first."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        self.problems = problems
+        super().__init__("; ".join(map(str, problems)))
+
+
+def refused(why: str) -> Rule:
+    """A switch that may only be off."""
+    return Rule(f"false or no such key: {why}", lambda value: value is False)
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """TorchServe's own keys, spelled as it spells them. All are written out in every archive.
+
+    An archive's model-config.yaml beats config.properties and the register API, down to the built-in default
+    of a key that it leaves out (ModelManager.java:392), so nothing is left to be guessed.
+    """
+
+    minWorkers: int = key(integer(1, 1024), "worker processes to start with", 1)
+    maxWorkers: int = key(integer(1, 1024), "worker processes that scaling may reach", 1)
+    batchSize: int = key(integer(1, 4096), "requests that one worker is handed at once", 64)
+    maxBatchDelay: int = key(
+        integer(1, 60_000), "ms that a batch may wait to fill; 1 is greedy, 0 cannot be expressed", 1
+    )
+    responseTimeout: int = key(integer(1, MAX_INT), "s after which TorchServe kills a worker that is silent", 60)
+    startupTimeout: int = key(integer(1, MAX_INT), "s that loading and warming up may take", 300)
+    maxRetryTimeoutInSec: int = key(integer(1, MAX_INT), "s during which a failing worker is started again", 60)
+    jobQueueSize: int = key(integer(1, MAX_INT), "requests that may wait; the next one gets 503", 1000)
+    deviceType: str | None = key(optional(one_of("cpu", "gpu")), "where workers run; null: a GPU if any", None)
+    deviceIds: list[int] | None = key(
+        Rule(
+            "a list of GPU numbers, or null",
+            lambda v: v is None or (isinstance(v, list) and bool(v) and all(type(i) is int and i >= 0 for i in v)),
+        ),
+        "GPUs that the workers share",
+        None,
+    )
+    asyncCommunication: bool = key(
+        refused("it leaks requests, broadcasts errors and hangs clients in TorchServe 0.12"),
+        "refused",
+        False,
+    )
+    continuousBatching: bool = key(refused("it is for text generation"), "refused for batch tasks", False)
+    sequenceBatching: bool = key(refused("a crashed worker is never started again"), "refused", False)
+    useJobTicket: bool = key(refused("it undoes batching"), "refused", False)
+    useVenv: bool = key(refused("it installs packages while the server starts"), "refused", False)
+
+
+@dataclass(frozen=True)
+class HandlerConfig:
+    """The `handler:` section."""
+
+    task: str = key(one_of(*TASKS), "what the model does")
+    dtype: str = key(
+        one_of("float32", "bfloat16", "float16"), "the number format that the model runs in", "float32"
+    )
+    max_tokens: int | None = key(
+        optional(integer(1)), "tokens of one text, special ones included; null: the model's own limit", None
+    )
+    max_items: int = key(integer(1), "texts in one request", 256)
+    max_text_bytes: int = key(integer(1), "UTF-8 bytes of one text", 100_000)
+    max_body_bytes: int = key(integer(1), "bytes of one request", 1_048_576)
+    max_response_bytes: int = key(
+        integer(1_000), "bytes of one answer; below max_response_size of config.properties", 10_000_000
+    )
+    max_batch_tokens: int = key(
+        integer(1), "tokens, padding included, that go through the model at once", 4096
+    )
+    deadline_seconds: float | None = key(
+        optional(number(0.001, MAX_INT)),
+        "s after which a batch's remaining requests get 504; null: 0.8 of responseTimeout",
+        None,
+    )
+    threads: int | None = key(
+        optional(integer(1, 1024)), "CPU threads of one worker; null: the cores shared among the workers", None
+    )
+    warm_up: bool = key(BOOLEAN, "run the model before the worker is READY", True)
+    profile: bool = key(BOOLEAN, "TorchServe's own timing of the three steps (ts/handler_utils/timer.py)", False)
+    top_k: int | None = key(
+        optional(integer(1)), "answer with the k best labels in place of all probabilities", None, CLASSIFIERS
+    )
+    threshold: float = key(
+        number(0, 1), "probability from which a multi-label model's label holds", 0.5, CLASSIFIERS
+    )
+    pooling: str | None = key(
+        optional(one_of("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")),
+        "how token vectors become one; null: as the model's sentence-transformers files say, else mean",
+        None,
+        EMBEDDERS,
+    )
+    normalize: bool | None = key(
+        optional(BOOLEAN), "unit length; null: as the model's sentence-transformers files say", None, EMBEDDERS
+    )
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A whole model-config.yaml."""
+
+    server: ServerConfig
+    handler: HandlerConfig
+
+    @property
+    def deadline_seconds(self) -> float:
+        """How long one batch may take."""
+        return self.handler.deadline_seconds or DEADLINE_SHARE * self.server.responseTimeout
+
+    def document(self) -> dict[str, Any]:
+        """The file's content with every default written out; what is refused or unset is left out."""
+        server = _written(self.server)
+        handler = _written(self.handler)
+        return {**server, "handler": handler}
+
+
+def read_config(document: object) -> ModelConfig:
+    """Validates the parsed YAML of a model-config.yaml.
+
+    Raises:
+        ConfigError: with every wrong key, its value, what was expected and the nearest known key.
+    """
+    if not isinstance(document, Mapping):
+        raise ConfigError([Problem("model-config.yaml", "expected a mapping with a handler section")])
+    top = {name: value for name, value in document.items() if name != "handler"}
+    section = document.get("handler")
+    problems = check(top, ServerConfig, quote=True)
+    if not isinstance(section, Mapping):
+        raise ConfigError([*problems, Problem("handler", "expected a section with at least a task")])
+    task = section.get("task")
+    problems += check(section, HandlerConfig, "handler.", quote=True, task=task if task in TASKS else None)
+    if problems:
+        raise ConfigError(problems)
+    config = ModelConfig(ServerConfig(**top), HandlerConfig(**section))
+    if problems := _contradictions(config):
+        raise ConfigError(problems)
+    return config
+
+
+def _contradictions(config: ModelConfig) -> list[Problem]:
+    server, handler = config.server, config.handler
+    problems = []
+    if server.minWorkers > server.maxWorkers:
+        problems.append(Problem("minWorkers", f"expected at most maxWorkers, {server.maxWorkers}", str(server.minWorkers)))
+    if config.deadline_seconds >= server.responseTimeout:
+        expected = f"expected less than responseTimeout, {server.responseTimeout}"
+        problems.append(Problem("handler.deadline_seconds", expected, str(handler.deadline_seconds)))
+    if handler.max_tokens is not None and handler.max_tokens > handler.max_batch_tokens:
+        expected = f"expected at least max_tokens, {handler.max_tokens}"
+        problems.append(Problem("handler.max_batch_tokens", expected, str(handler.max_batch_tokens)))
+    return problems
+
+
+def _written(config: ServerConfig | HandlerConfig) -> dict[str, Any]:
+    task = getattr(config, "task", None)
+    written = {}
+    for field in fields(config):
+        value = getattr(config, field.name)
+        for_others = field.metadata["tasks"] and task not in field.metadata["tasks"]
+        off_or_unset = value is None or (value is False and field.metadata["rule"].expected.startswith("false or"))
+        if not for_others and not off_or_unset:
+            written[field.name] = value
+    return written
