@@ -137,7 +137,7 @@ class ModelConfig:
         return self.handler.deadline_seconds or DEADLINE_SHARE * self.server.responseTimeout
 
     def document(self) -> dict[str, Any]:
-        """The file's content with every default written out; what is refused or unset is left out."""
+        """The file's content with every default written out; what is unset is left out."""
         server = _written(self.server)
         handler = _written(self.handler)
         return {**server, "handler": handler}
@@ -182,11 +182,9 @@ def _contradictions(config: ModelConfig) -> list[Problem]:
 
 def _written(config: ServerConfig | HandlerConfig) -> dict[str, Any]:
     task = getattr(config, "task", None)
-    written = {}
-    for field in fields(config):
-        value = getattr(config, field.name)
-        for_others = field.metadata["tasks"] and task not in field.metadata["tasks"]
-        off_or_unset = value is None or (value is False and field.metadata["rule"].expected.startswith("false or"))
-        if not for_others and not off_or_unset:
-            written[field.name] = value
-    return written
+    return {
+        field.name: getattr(config, field.name)
+        for field in fields(config)
+        if getattr(config, field.name) is not None
+        and (not field.metadata["tasks"] or task in field.metadata["tasks"])
+    }

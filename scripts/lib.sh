@@ -1,0 +1,59 @@
+# Shared by the scripts, sourced: where the repository is, and its virtual environment.
+# shellcheck shell=bash
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+VENV=$ROOT/.venv
+
+say() { printf '%s\n' "$*" >&2; }
+die() {
+  say "error: $*"
+  exit 1
+}
+
+find_python() {
+  local candidate
+  for candidate in ${PYTHON:-} python3.11 python3.12 python3; do
+    if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; then
+      command -v "$candidate"
+      return
+    fi
+  done
+  die "Python 3.11 or 3.12 is needed and was not found; set PYTHON to one"
+}
+
+# ensure_venv FILE...: the virtual environment holds what these requirement files pin. A stamp of their
+# content makes the second run free, and free of the network.
+ensure_venv() {
+  local python stamp wanted log
+  stamp=$VENV/.installed-$(basename "${!#}" .txt)
+  wanted=$(cd "$ROOT" && cat "$@" constraints.txt | sha256sum)
+  if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then return; fi
+  if [ ! -x "$VENV/bin/pip" ]; then
+    python=$(find_python)
+    say "making a virtual environment in .venv"
+    "$python" -c 'import ensurepip' 2>/dev/null ||
+      die "$python has no ensurepip: apt-get install python3-venv"
+    "$python" -m venv "$VENV" || die "the virtual environment could not be made"
+  fi
+  say "installing $* (once; some minutes)"
+  log=$VENV/install.log
+  # torch by itself and first: asked for by another package it would come in another build.
+  (cd "$ROOT" && "$VENV/bin/pip" install --progress-bar off "$(grep '^torch==' requirements.txt | cut -d' ' -f1)" &&
+    "$VENV/bin/pip" install --progress-bar off --constraint constraints.txt "${@/#/--requirement=}") >"$log" 2>&1 &
+  show_progress $! "$log" || die "the installation failed: $(grep -i '^error' "$log" | head -n 1); see .venv/install.log"
+  printf '%s' "$wanted" >"$stamp"
+}
+
+# show_progress PID LOG: a line each time pip turns to another package, then the exit status of PID.
+show_progress() {
+  local last='' line
+  while kill -0 "$1" 2>/dev/null; do
+    sleep 1
+    line=$(grep -oE '^(Collecting|Installing) [^ ]+' "$2" 2>/dev/null | tail -n 1 || true)
+    if [ -n "$line" ] && [ "$line" != "$last" ]; then
+      say "  $line"
+      last=$line
+    fi
+  done
+  wait "$1"
+}
