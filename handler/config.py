@@ -94,16 +94,16 @@ class HandlerConfig:
     max_response_bytes: int = key(
         integer(1_000), "bytes of one answer; below max_response_size of config.properties", 10_000_000
     )
-    max_batch_tokens: int = key(
-        integer(1), "tokens, padding included, that go through the model at once", 4096
-    )
+    max_batch_tokens: int = key(integer(1), "tokens, padding included, that go through the model at once", 4096)
     deadline_seconds: float | None = key(
         optional(number(0.001, MAX_INT)),
         "s after which a batch's remaining requests get 504; null: 0.8 of responseTimeout",
         None,
     )
     threads: int | None = key(
-        optional(integer(1, 1024)), "CPU threads of one worker; null: the cores shared among the workers", None
+        optional(integer(1, 1024)),
+        "CPU threads of one worker; null: the cores shared among the workers",
+        None,
     )
     warm_up: bool = key(BOOLEAN, "run the model before the worker is READY", True)
     profile: bool = key(BOOLEAN, "TorchServe's own timing of the three steps (ts/handler_utils/timer.py)", False)
@@ -120,7 +120,10 @@ class HandlerConfig:
         EMBEDDERS,
     )
     normalize: bool | None = key(
-        optional(BOOLEAN), "unit length; null: as the model's sentence-transformers files say", None, EMBEDDERS
+        optional(BOOLEAN),
+        "unit length; null: as the model's sentence-transformers files say",
+        None,
+        EMBEDDERS,
     )
 
 
@@ -170,13 +173,12 @@ def _contradictions(config: ModelConfig) -> list[Problem]:
     server, handler = config.server, config.handler
     problems = []
     if server.minWorkers > server.maxWorkers:
-        problems.append(Problem("minWorkers", f"expected at most maxWorkers, {server.maxWorkers}", str(server.minWorkers)))
+        problems.append(
+            Problem("minWorkers", f"expected at most maxWorkers, {server.maxWorkers}", str(server.minWorkers))
+        )
     if config.deadline_seconds >= server.responseTimeout:
         expected = f"expected less than responseTimeout, {server.responseTimeout}"
         problems.append(Problem("handler.deadline_seconds", expected, str(handler.deadline_seconds)))
-    if handler.max_tokens is not None and handler.max_tokens > handler.max_batch_tokens:
-        expected = f"expected at least max_tokens, {handler.max_tokens}"
-        problems.append(Problem("handler.max_batch_tokens", expected, str(handler.max_batch_tokens)))
     return problems
 
 

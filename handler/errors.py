@@ -1,21 +1,21 @@
 """Everything that can go wrong, and the HTTP status that it gets.
 
-    HandlerError
-    ├── ClientFault                what the client can mend
-    │   ├── BadRequest             400  the body is not what the content type says, or there is none
-    │   ├── NotOffered             404  the model does not do this
-    │   ├── TooLarge               413  longer than a limit, which the message names
-    │   ├── UnsupportedMediaType   415  a content type or encoding that is not read
-    │   └── InvalidRequest         422  a field is missing, unknown or of the wrong kind
-    └── ServerFault                what it cannot
-        ├── InternalError          500  a defect of ours; its cause is in the log, never in the answer
-        ├── NonFiniteOutput        500  the model answered NaN or infinity
-        ├── DeadlineExceeded       504  the batch took longer than the wall clock allows
-        └── OutOfMemory            507  not even this one input fits on the device
+HandlerError
+├── ClientFault                what the client can mend
+│   ├── BadRequest             400  the body is not what the content type says, or there is none
+│   ├── NotOffered             404  the model does not do this
+│   ├── TooLarge               413  longer than a limit, which the message names
+│   ├── UnsupportedMediaType   415  a content type or encoding that is not read
+│   └── InvalidRequest         422  a field is missing, unknown or of the wrong kind
+└── ServerFault                what it cannot
+    ├── InternalError          500  a defect of ours; its cause is in the log, never in the answer
+    ├── NonFiniteOutput        500  the model answered NaN or infinity
+    ├── DeadlineExceeded       504  the batch took longer than the wall clock allows
+    └── OutOfMemory            507  not even this one input fits on the device
 
-    LoadError                      the model cannot be served; one line says why (a RuntimeError, because
-                                   only that becomes a load answer: ts/model_service_worker.py:147)
-    DeviceLost                     the worker cannot go on; TorchServe starts another (a SystemExit)
+LoadError                      the model cannot be served; one line says why (a RuntimeError, because
+                               only that becomes a load answer: ts/model_service_worker.py:147)
+DeviceLost                     the worker cannot go on; TorchServe starts another (a SystemExit)
 """
 
 from __future__ import annotations

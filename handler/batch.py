@@ -1,0 +1,125 @@
+"""Slots, and the plan that cuts a batch into length-sorted, token-bounded micro-batches.
+
+The law of the slots: a slot holds a value or the error that took its place. No step changes the number or the
+order of slots.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import traceback
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias, TypeVar
+
+from handler.errors import DeadlineExceeded, HandlerError, InternalError, OutOfMemory
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+R = TypeVar("R")
+H = TypeVar("H", bound=Hashable)
+
+Slot: TypeAlias = T | HandlerError
+
+
+@dataclass(frozen=True)
+class Deadline:
+    """The moment after which nothing new is begun for this batch."""
+
+    at: float  # time.monotonic()
+    seconds: float
+
+    @classmethod
+    def after(cls, seconds: float) -> Deadline:
+        """The moment so many seconds from now."""
+        return cls(time.monotonic() + seconds, seconds)
+
+    def passed(self) -> bool:
+        """Whether it is too late."""
+        return time.monotonic() >= self.at
+
+
+def each(slots: Sequence[Slot[T]], step: Callable[[T], R]) -> list[Slot[R]]:
+    """Applies a step to every value; an error that it raises takes that value's slot, and no other's."""
+    return [slot if isinstance(slot, HandlerError) else guarded(step, slot) for slot in slots]
+
+
+def guarded(step: Callable[[T], R], value: T) -> Slot[R]:
+    """The step's result, or the error in its place. What is not a HandlerError is a defect of ours."""
+    try:
+        return step(value)
+    except HandlerError as err:
+        return err
+    except Exception as err:
+        log_defect(err)
+        return InternalError("the request could not be answered")
+
+
+def log_defect(err: Exception) -> None:
+    """Logs where a defect arose. Its text may quote what a user sent, so it is shown at DEBUG only."""
+    where = " < ".join(
+        f"{f.filename.rsplit('/', 1)[-1]}:{f.lineno}" for f in traceback.extract_tb(err.__traceback__)[:-6:-1]
+    )
+    logger.error("defect: %s at %s", type(err).__name__, where)
+    logger.debug("%s", repr(err))
+
+
+def distinct(values: Sequence[H]) -> tuple[list[H], list[int]]:
+    """The different values in order of appearance, and for each value its place among them."""
+    places: dict[H, int] = {}
+    indexes = [places.setdefault(value, len(places)) for value in values]
+    return list(places), indexes
+
+
+def plan(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Cuts rows into micro-batches: neighbours in length, longest first, padded size within the budget.
+
+    Args:
+        lengths: tokens of each row.
+        budget: the most that rows times the longest row's tokens may be; a longer row goes alone.
+
+    Returns:
+        Indexes into `lengths`; each appears once.
+    """
+    micro_batches: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        current = micro_batches[-1] if micro_batches else []
+        if current and (len(current) + 1) * lengths[current[0]] <= budget:
+            current.append(index)
+        else:
+            micro_batches.append([index])
+    return micro_batches
+
+
+def run(
+    micro_batches: Sequence[Sequence[int]],
+    forward: Callable[[Sequence[int]], Sequence[R]],
+    deadline: Deadline,
+) -> dict[int, Slot[R]]:
+    """Runs micro-batches; the result for each index, or the error in its place.
+
+    A forward that runs out of memory is split in half and tried again; only a row that does not fit alone is
+    refused. One that fails otherwise is tried row by row, so that a poisoned row costs only itself. Once the
+    deadline has passed, nothing more is begun.
+    """
+    results: dict[int, Slot[R]] = {}
+    waiting = [list(micro_batch) for micro_batch in reversed(micro_batches)]
+    while waiting:
+        rows = waiting.pop()
+        if deadline.passed():
+            late = DeadlineExceeded(f"the batch took longer than {deadline.seconds:g} s")
+            results.update(dict.fromkeys(rows, late))
+            continue
+        slots = guarded(forward, rows)
+        if not isinstance(slots, HandlerError):
+            results.update(zip(rows, slots, strict=True))
+        elif len(rows) == 1:
+            results[rows[0]] = slots
+        elif isinstance(slots, OutOfMemory):
+            half = len(rows) // 2
+            waiting += [rows[half:], rows[:half]]
+        else:
+            waiting += [[row] for row in reversed(rows)]
+    return results

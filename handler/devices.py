@@ -1,0 +1,66 @@
+"""The device that a worker computes on: which it is, how many threads it gets, and what its failures mean."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from handler.errors import DeviceLost, OutOfMemory
+
+CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # cgroup v2: "QUOTA PERIOD" in microseconds, or "max PERIOD"
+
+
+def choose(gpu_id: int | None) -> torch.device:
+    """The worker's GPU where TorchServe has given it one, else the CPU.
+
+    TorchServe does not narrow CUDA_VISIBLE_DEVICES, so without `set_device` every worker would also hold a
+    context on the first GPU.
+    """
+    if gpu_id is None or not torch.cuda.is_available():
+        return torch.device("cpu")
+    torch.cuda.set_device(int(gpu_id))
+    return torch.device("cuda", int(gpu_id))
+
+
+def share_cores(workers: int, threads: int | None) -> int:
+    """Sets and returns this worker's CPU threads: the usable cores shared among the workers, unless told."""
+    count = threads or max(1, usable_cores() // max(1, workers))
+    torch.set_num_threads(count)
+    return count
+
+
+def usable_cores(quota: Path = CGROUP_QUOTA) -> int:
+    """Cores that this process may use: its affinity, or less where its control group is limited to less."""
+    cores = len(os.sched_getaffinity(0))
+    try:
+        limit, period = quota.read_text().split()
+        return cores if limit == "max" else max(1, min(cores, int(limit) // int(period)))
+    except (OSError, ValueError):
+        return cores
+
+
+@contextmanager
+def failures() -> Iterator[None]:
+    """Gives the failures of a forward their names.
+
+    Raises:
+        OutOfMemory: the device or the machine has no room for it; a smaller batch may fit.
+        DeviceLost: the CUDA context is unusable from here on; no further call in this process can succeed.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as err:
+        torch.cuda.empty_cache()
+        raise OutOfMemory("the input does not fit in the device's memory") from err
+    except MemoryError as err:
+        raise OutOfMemory("the input does not fit in memory") from err
+    except RuntimeError as err:
+        if isinstance(err, torch.AcceleratorError) or "CUDA error" in str(err):
+            raise DeviceLost(f"the device is gone: {str(err).splitlines()[0]}") from err
+        if "DefaultCPUAllocator" in str(err):  # c10/core/impl/alloc_cpu.cpp has no type of its own
+            raise OutOfMemory("the input does not fit in memory") from err
+        raise

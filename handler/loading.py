@@ -1,0 +1,100 @@
+"""model/ directory -> model and tokenizer on the right device; offline, safetensors only, no remote code."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from handler.config import HandlerConfig
+from handler.errors import LoadError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+NO_LIMIT = 10**9  # tokenizers without a limit say 1e30
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model that is ready to run."""
+
+    model: Any  # transformers.PreTrainedModel, in eval mode, on `device`
+    tokenizer: Any  # transformers.PreTrainedTokenizerFast
+    device: torch.device
+    directory: Path
+    max_tokens: int  # that one text may have, special ones included
+
+
+def load(
+    directory: Path,
+    config: HandlerConfig,
+    auto_class: Any,
+    device: torch.device,
+    optional: tuple[str, ...] = (),
+) -> Loaded:
+    """Loads a snapshot.
+
+    Args:
+        directory: the archive's `model/`.
+        config: the `handler:` section.
+        auto_class: transformers' Auto class for the task.
+        device: where the model goes.
+        optional: beginnings of the names of weights that the task does not use, and which may be missing.
+
+    Raises:
+        LoadError: one line says what is wrong with the model.
+    """
+    if not (directory / "config.json").is_file():
+        raise LoadError("the archive has no model/config.json")
+    if "auto_map" in json.loads((directory / "config.json").read_text()):
+        raise LoadError("model/config.json asks for remote code (auto_map), which is never run")
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    offline = {"local_files_only": True, "trust_remote_code": False}
+    model_config = AutoConfig.from_pretrained(directory, **offline)
+    tokenizer = AutoTokenizer.from_pretrained(directory, **offline)
+    if not tokenizer.is_fast:
+        raise LoadError("the model has no fast tokenizer (tokenizer.json)")
+    model, report = auto_class.from_pretrained(
+        directory,
+        config=model_config,
+        dtype=DTYPES[config.dtype],
+        use_safetensors=True,
+        output_loading_info=True,
+        **offline,
+    )
+    missing = sorted(name for name in report["missing_keys"] if not name.startswith(optional or ("\0",)))
+    if missing:  # transformers fills them with random numbers and goes on
+        raise LoadError(
+            f"model.safetensors lacks {len(missing)} weights that {config.task} needs, such as {missing[0]}"
+        )
+    model = model.to(device).eval()
+    return Loaded(model, tokenizer, device, directory, _max_tokens(directory, config, model, tokenizer))
+
+
+def _max_tokens(directory: Path, config: HandlerConfig, model: Any, tokenizer: Any) -> int:
+    limits = [tokenizer.model_max_length]
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if isinstance(positions, int) and positions > 0:
+        limits.append(positions - _position_offset(model))
+    sentence_config = directory / "sentence_bert_config.json"
+    if sentence_config.is_file():
+        limits.append(json.loads(sentence_config.read_text()).get("max_seq_length") or NO_LIMIT)
+    limit = int(min(limits))
+    if config.max_tokens is not None and config.max_tokens > limit:
+        raise LoadError(f"handler.max_tokens is {config.max_tokens}, but the model reads at most {limit}")
+    limit = config.max_tokens or limit
+    if limit > NO_LIMIT:
+        raise LoadError("neither model nor tokenizer says how long a text may be; set handler.max_tokens")
+    return limit
+
+
+def _position_offset(model: Any) -> int:
+    """RoBERTa's kind counts positions from behind the padding index, so the first are never used."""
+    embeddings = getattr(getattr(model, "base_model", None), "embeddings", None)
+    padding = getattr(getattr(embeddings, "position_embeddings", None), "padding_idx", None)
+    return 0 if padding is None else int(padding) + 1

@@ -1,0 +1,68 @@
+"""What one batch took: seconds a step, requests, tokens and padding; told to TorchServe's metrics.
+
+A metric travels as a line of the worker's output, so one batch costs about ten short lines. They must stand in
+metrics.yaml (a metric that does not is dropped). Histograms are in seconds or ratios, because their buckets are
+fixed at 0.005 to 10 (PrometheusHistogram.java).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+STEPS = ("parse", "encode", "forward", "decode", "write")
+
+
+@dataclass
+class Measures:
+    """Filled while a batch goes through."""
+
+    requests: int = 0
+    tokens: int = 0  # that went through the model
+    padded_tokens: int = 0  # the same with their padding
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Times a step."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def count(self, micro_batches: Sequence[Sequence[int]], lengths: Sequence[int]) -> None:
+        """Counts the tokens of a plan."""
+        self.tokens += sum(lengths)
+        self.padded_tokens += sum(len(rows) * max(lengths[row] for row in rows) for rows in micro_batches)
+
+    @property
+    def milliseconds(self) -> float:
+        """Encode, forward and decode together."""
+        return round(1000 * sum(self.seconds.get(step, 0.0) for step in ("encode", "forward", "decode")), 3)
+
+    def emit(self, cache: Any) -> None:
+        """Tells TorchServe. `cache` is `context.metrics`, whose model name stands in every line."""
+        for name, kind, value in self._values():
+            _emit(cache, name, kind, value, {})
+        for step in STEPS:
+            if step in self.seconds:
+                _emit(cache, "HandlerStepSeconds", "histogram", self.seconds[step], {"Step": step})
+
+    def _values(self) -> Iterator[tuple[str, str, float]]:
+        yield "HandlerBatches", "counter", 1
+        yield "HandlerRequests", "counter", self.requests
+        yield "HandlerBatchSize", "gauge", self.requests
+        if self.padded_tokens:
+            yield "HandlerTokens", "counter", self.tokens
+            yield "HandlerPaddingRatio", "histogram", 1 - self.tokens / self.padded_tokens
+
+
+def _emit(cache: Any, name: str, kind: str, value: float, dimensions: dict[str, str]) -> None:
+    # Straight to the metric: `add_metric` would append the ids of all requests of the batch to the line.
+    known = {metric_type.value: metrics for metric_type, metrics in cache.cache.items()}.get(kind, {})
+    if name in known:
+        known[name].add_or_update(round(value, 6), [*dimensions.values(), cache.model_name, "Model"])

@@ -1,0 +1,169 @@
+"""The batch wing: one batch of requests through one task.
+
+rows -wire.read-> messages -protocol-> requests -task-> results -protocol-> replies -wire.write-> rows
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from handler import batch, devices, wire
+from handler.batch import Deadline, Slot, distinct, each
+from handler.config import ModelConfig, read_config
+from handler.errors import HandlerError, LoadError
+from handler.measures import Measures
+from handler.protocols import native
+from handler.request import Request, TextItem
+from handler.tasks import base as tasks
+from handler.tasks.base import About, Task
+from handler.text_encoder import Tokens
+from handler.wire import Message, Reply
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Requests:
+    """What preprocess hands to inference."""
+
+    slots: list[Slot[Request]]
+    deadline: Deadline
+    measures: Measures = field(default_factory=Measures)
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A request and its results."""
+
+    request: Request
+    results: Sequence[Any]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What inference hands to postprocess."""
+
+    slots: list[Slot[Answered]]
+    measures: Measures
+
+
+class BatchPipeline:
+    """The three steps of TorchServe's handler, for tasks that answer a batch at once."""
+
+    def __init__(self, config: ModelConfig, task: Task, model_name: str) -> None:
+        self.config = config
+        self.task = task
+        self.model_name = model_name
+
+    def preprocess(self, rows: Sequence[Mapping[str, Any]], context: Any) -> Requests:
+        """Rows to requests."""
+        requests = Requests([], Deadline.after(self.config.deadline_seconds), Measures(requests=len(rows)))
+        with requests.measures.step("parse"):
+            requests.slots.extend(each(wire.read(rows, context), self._parse))
+        return requests
+
+    def inference(self, requests: Requests) -> Answers:
+        """Requests to results; equal items of the whole batch are computed once."""
+        valid = [slot for slot in requests.slots if isinstance(slot, Request)]
+        items, places = distinct([item for request in valid for item in request.items])
+        outputs = self._compute(items, requests.deadline, requests.measures) if items else []
+        cursor = iter(places)
+        with requests.measures.step("decode"):
+            answered = each(
+                requests.slots,
+                lambda request: self._decode(request, [outputs[next(cursor)] for _ in request.items]),
+            )
+        return Answers(answered, requests.measures)
+
+    def postprocess(self, answers: Answers, context: Any) -> list[bytes]:
+        """Results and errors to bodies."""
+        about = About(self.model_name, answers.measures.milliseconds)
+        with answers.measures.step("write"):
+            replies: list[Slot[Reply]] = each(
+                answers.slots,
+                lambda done: native.write(self.task.answer(done.request, done.results, about)),
+            )
+            bodies = wire.write(replies, context, self.config.handler.max_response_bytes)
+        answers.measures.emit(context.metrics)
+        return bodies
+
+    def describe(self) -> dict[str, Any]:
+        """What `GET /models/NAME?customized=true` shows beside TorchServe's own."""
+        handler = self.config.handler
+        limits = {
+            "max_tokens": self.task.max_tokens,
+            "max_items": handler.max_items,
+            "max_text_bytes": handler.max_text_bytes,
+            "max_body_bytes": handler.max_body_bytes,
+        }
+        return {"task": handler.task, "input": self.task.field, "limits": limits, **self.task.describe()}
+
+    def warm_up(self) -> None:
+        """Runs a short and a long row, so that the first client does not pay for what is done once.
+
+        Raises:
+            LoadError: the model does not run.
+        """
+        for text in ("warm", "warm " * min(128, self.task.max_tokens)):
+            for output in self._compute([TextItem(text, True)], Deadline.after(3600), Measures()):
+                if isinstance(output, HandlerError):
+                    raise LoadError(f"the model does not run: {output}")
+
+    def _parse(self, message: Message) -> Request:
+        return self.task.parse(native.read(message, self.task.field, self.config.handler.max_body_bytes))
+
+    def _compute(self, items: Sequence[TextItem], deadline: Deadline, measures: Measures) -> list[Slot[Any]]:
+        with measures.step("encode"):
+            encoded = self.task.encode(items)
+        rows = [index for index, slot in enumerate(encoded) if isinstance(slot, Tokens)]
+        tokens = [slot for slot in encoded if isinstance(slot, Tokens)]
+        lengths = [len(row) for row in tokens]
+        micro_batches = batch.plan(lengths, self.config.handler.max_batch_tokens)
+        measures.count(micro_batches, lengths)
+        with measures.step("forward"):
+            outputs = batch.run(micro_batches, lambda chosen: self._forward([tokens[i] for i in chosen]), deadline)
+        slots: list[Slot[Any]] = list(encoded)
+        for place, row in enumerate(rows):
+            slots[row] = outputs[place]
+        return slots
+
+    def _forward(self, rows: Sequence[Tokens]) -> Sequence[Any]:
+        with devices.failures():
+            return self.task.forward(rows)
+
+    def _decode(self, request: Request, outputs: Sequence[Slot[Any]]) -> Answered:
+        for index, output in enumerate(outputs):
+            if isinstance(output, HandlerError):
+                raise output if request.single else _at(index, self.task.field, output)
+        return Answered(request, self.task.decode(request, outputs))
+
+
+def load(context: Any) -> BatchPipeline:
+    """Everything between an unpacked archive and a worker that is ready.
+
+    Raises:
+        LoadError: one line says why the model cannot be served.
+    """
+    directory = Path(context.system_properties["model_dir"]) / "model"
+    try:
+        config = read_config(context.model_yaml_config)
+        device = devices.choose(context.system_properties.get("gpu_id"))
+        threads = devices.share_cores(config.server.maxWorkers, config.handler.threads)
+        pipeline = BatchPipeline(config, tasks.build(config.handler, directory, device), context.model_name)
+        if config.handler.warm_up:
+            pipeline.warm_up()
+    except LoadError:
+        raise
+    except Exception as err:
+        raise LoadError(f"{type(err).__name__}: {err}".splitlines()[0]) from err
+    logger.info("serving %s on %s with %d CPU threads", config.handler.task, device, threads)
+    return pipeline
+
+
+def _at(index: int, name: str, error: HandlerError) -> HandlerError:
+    """The same error, saying which of the request's items it is about."""
+    return type(error)(f"{name}s[{index}]: {error}")

@@ -1,0 +1,117 @@
+"""The native protocol: `{"text": …}` or `{"texts": […]}` with the task's parameters beside it.
+
+Plain text is one input. A form's fields are the document's fields. Where no content type says what a body is, one
+that begins with a brace or a bracket is JSON and anything else is text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+from handler.errors import BadRequest, InvalidRequest, NotOffered, TooLarge, UnsupportedMediaType
+from handler.request import Call
+from handler.rules import label, nearest
+from handler.wire import FORMS, JSON, Message, Reply
+
+EXPECTED = 'expected a JSON object such as {"%s": "..."}, plain text, or a form'
+
+
+def read(message: Message, field: str, max_bytes: int) -> Call:
+    """A message to a call.
+
+    Args:
+        message: as it came.
+        field: how the task calls one input; a list of them has an s more.
+        max_bytes: the most that a body may hold.
+
+    Raises:
+        BadRequest, NotOffered, TooLarge, UnsupportedMediaType, InvalidRequest: as their names say.
+    """
+    if message.explain:
+        raise NotOffered("this model gives no explanations; send the request to /predictions")
+    size = len(message.body) + sum(map(len, message.fields.values()))
+    if size > max_bytes:
+        raise TooLarge(f"the body has {size} bytes; the limit is {max_bytes}")
+    if message.encoding.lower() not in ("", "identity"):
+        raise UnsupportedMediaType("content-encoding: only identity is read")
+    if message.fields:
+        return _call(_form(message.fields, field), field)
+    if not message.body.strip():
+        raise BadRequest(f"the body is empty; {EXPECTED % field}")
+    if _kind(message) == "text":
+        return Call(field, (_text(message.body),), True, {})
+    return _call(_json(message.body, field), field)
+
+
+def write(document: Mapping[str, Any]) -> Reply:
+    """A task's answer to a reply. NumPy's float32 is written at its own shortest length."""
+    return Reply(orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY))
+
+
+def _kind(message: Message) -> str:
+    media_type, _, parameters = message.content_type.lower().partition(";")
+    media_type = media_type.strip()
+    charset = parameters.partition("charset=")[2].partition(";")[0].strip(' "') or "utf-8"
+    if charset not in ("utf-8", "utf8", "us-ascii"):
+        raise UnsupportedMediaType("content-type: the only character set that is read is utf-8")
+    if media_type == JSON:
+        return "json"
+    if media_type.startswith("text/"):
+        return "text"
+    if media_type in ("", "application/octet-stream", *FORMS):
+        return "json" if message.body.lstrip()[:1] in (b"{", b"[") else "text"
+    raise UnsupportedMediaType("content-type: expected application/json, text/plain or a form")
+
+
+def _json(body: bytes | bytearray, field: str) -> dict[str, Any]:
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError as err:  # its message may quote the body, its position does not
+        raise BadRequest(f"the body is not valid JSON (at character {err.pos}); {EXPECTED % field}") from None
+    if not isinstance(document, dict):
+        raise BadRequest(f"the body is JSON but not an object; {EXPECTED % field}")
+    return document
+
+
+def _text(body: bytes | bytearray) -> str:
+    try:
+        return body.decode("utf-8")
+    except UnicodeDecodeError as err:
+        raise BadRequest(f"the body is not valid UTF-8 (at byte {err.start})") from None
+
+
+def _form(fields: Mapping[str, bytes | bytearray], field: str) -> dict[str, Any]:
+    if any(name.lstrip()[:1] in ("{", "[") for name in fields):  # curl -d without a content type
+        raise BadRequest("the body is JSON but was sent as a form; send it as content-type: application/json")
+    # Netty may hand over a field's whole backing array, with NULs behind the value (NettyUtils.java:214).
+    texts = {name: _text(value.rstrip(b"\0")) for name, value in fields.items()}
+    inputs = (field, field + "s")
+    return {name: _plain(text) if name not in inputs else text for name, text in texts.items()}
+
+
+def _plain(text: str) -> object:
+    """A form's parameter: a number, true, false or null where it reads as one, else the text."""
+    try:
+        value: object = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return text
+    return text if isinstance(value, (list, dict, str)) else value
+
+
+def _call(document: Mapping[str, Any], field: str) -> Call:
+    many = field + "s"
+    parameters = {name: value for name, value in document.items() if name not in (field, many)}
+    if field in document and many in document:
+        raise InvalidRequest(f"{field}: expected either {field} or {many}, not both")
+    if field in document:
+        return Call(field, (document[field],), True, parameters)
+    if many not in document:
+        near = next((name for name in parameters if nearest(name[:80], (field, many))), None)
+        mistaken = f" ({label(near)} is not known)" if near else ""
+        raise InvalidRequest(f"{field}: is missing; expected {field}, a string, or {many}, a list{mistaken}")
+    if not isinstance(document[many], list):
+        raise InvalidRequest(f"{many}: expected a list of strings")
+    return Call(many, document[many], False, parameters)

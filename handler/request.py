@@ -1,0 +1,86 @@
+"""Frozen dataclasses between protocols and tasks, and the checks that many tasks share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from handler.errors import InvalidRequest, TooLarge
+from handler.rules import check
+
+P = TypeVar("P")
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a protocol found in a message; nothing of it has been judged yet."""
+
+    field: str  # how the protocol calls the inputs, for messages
+    inputs: Sequence[object]
+    single: bool  # one input was sent by itself, and is answered by itself
+    parameters: Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class TextItem:
+    """One text to encode; equal items are encoded once."""
+
+    text: str
+    truncate: bool  # cut to the model's limit, rather than refuse
+
+
+@dataclass(frozen=True)
+class Request:
+    """A valid request."""
+
+    items: tuple[TextItem, ...]
+    single: bool
+    parameters: Any  # the task's own frozen dataclass
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request may hold."""
+
+    items: int
+    text_bytes: int
+
+
+def read_parameters(call: Call, schema: type[P]) -> P:
+    """The parameters as the task's own dataclass, whose fields were made by `rules.key`.
+
+    Raises:
+        InvalidRequest: naming every field that is wrong.
+    """
+    if problems := check(call.parameters, schema, quote=False):
+        raise InvalidRequest("; ".join(map(str, problems)))
+    return schema(**call.parameters)
+
+
+def read_texts(call: Call, limits: Limits) -> tuple[str, ...]:
+    """The inputs as texts.
+
+    Raises:
+        InvalidRequest: an input that is no text, or an empty list; names the index.
+        TooLarge: too many inputs, or one that is too long.
+    """
+    if not call.inputs:
+        raise InvalidRequest(f"{call.field}: expected a list of at least one string")
+    if len(call.inputs) > limits.items:
+        raise TooLarge(f"{call.field}: {len(call.inputs)} items; the limit is {limits.items}")
+    return tuple(_read_text(call, index, limits) for index in range(len(call.inputs)))
+
+
+def _read_text(call: Call, index: int, limits: Limits) -> str:
+    text = call.inputs[index]
+    where = call.field if call.single else f"{call.field}[{index}]"
+    if not isinstance(text, str):
+        raise InvalidRequest(f"{where}: expected a string")
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError as err:  # a lone surrogate, where TorchServe has parsed the JSON itself
+        raise InvalidRequest(f"{where}: expected a string of valid Unicode") from err
+    if size > limits.text_bytes:
+        raise TooLarge(f"{where}: {size} bytes; the limit is {limits.text_bytes}")
+    return text

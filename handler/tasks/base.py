@@ -1,0 +1,55 @@
+"""What a task is: parse, encode, forward, decode, answer."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from handler.batch import Slot
+from handler.config import TASKS, HandlerConfig
+from handler.request import Call, Request, TextItem
+from handler.text_encoder import Tokens
+
+
+@dataclass(frozen=True)
+class About:
+    """What an answer may say of its making."""
+
+    model_name: str
+    inference_time_ms: float
+
+
+class Task(Protocol):
+    """One model, and what is done with it. No step touches a request that is not its own."""
+
+    field: str  # how a request calls one input; a list of them has an s more
+    max_tokens: int
+
+    def parse(self, call: Call) -> Request:
+        """Judges a call; raises InvalidRequest or TooLarge."""
+
+    def encode(self, items: Sequence[TextItem]) -> list[Slot[Tokens]]:
+        """Items to tokens, or the error in their place."""
+
+    def forward(self, rows: Sequence[Tokens]) -> Sequence[Any]:
+        """One micro-batch through the model: an output for each row, on the CPU."""
+
+    def decode(self, request: Request, outputs: Sequence[Any]) -> Sequence[Any]:
+        """One request's outputs to its results; raises NonFiniteOutput."""
+
+    def answer(self, request: Request, results: Sequence[Any], about: About) -> dict[str, Any]:
+        """The native protocol's document."""
+
+    def describe(self) -> dict[str, Any]:
+        """What the management API shows of the model."""
+
+
+def build(config: HandlerConfig, directory: Path, device: torch.device) -> Task:
+    """The task that the configuration names, with its model loaded. Raises LoadError."""
+    task: Task = importlib.import_module(TASKS[config.task]).build(config, directory, device)
+    return task

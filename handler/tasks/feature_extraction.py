@@ -1,0 +1,80 @@
+"""feature-extraction: one vector for each text, as sentence-transformers makes it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from transformers import AutoModel
+
+from handler.batch import Slot
+from handler.config import HandlerConfig
+from handler.errors import NonFiniteOutput
+from handler.loading import load
+from handler.pooling import pool, read_recipe
+from handler.request import Call, Limits, Request, TextItem, read_parameters, read_texts
+from handler.rules import BOOLEAN, key
+from handler.tasks.base import About
+from handler.text_encoder import TextEncoder, Tokens
+
+Embedding = npt.NDArray[np.float32]  # (size,)
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What a request may ask for."""
+
+    truncation: bool = key(BOOLEAN, "cut a text to the model's limit; false: refuse it with 413", True)
+
+
+class FeatureExtraction:
+    """A sentence encoder; pooling and normalisation are taken from the model's own files."""
+
+    field = "text"
+
+    def __init__(self, config: HandlerConfig, encoder: TextEncoder) -> None:
+        self.encoder = encoder
+        self.max_tokens = encoder.loaded.max_tokens
+        self.limits = Limits(config.max_items, config.max_text_bytes)
+        self.recipe = read_recipe(encoder.loaded.directory, config.pooling, config.normalize)
+
+    def parse(self, call: Call) -> Request:
+        """Texts, with truncation."""
+        parameters = read_parameters(call, Parameters)
+        texts = read_texts(call, self.limits)
+        return Request(tuple(TextItem(text, parameters.truncation) for text in texts), call.single, parameters)
+
+    def encode(self, items: Sequence[TextItem]) -> list[Slot[Tokens]]:
+        """Texts to tokens."""
+        return self.encoder.encode(items)
+
+    def forward(self, rows: Sequence[Tokens]) -> Sequence[Embedding]:
+        """Tokens to vectors, pooled in float32 whatever the model runs in."""
+        output, mask = self.encoder.forward(rows)
+        with torch.inference_mode():
+            return list(pool(output.last_hidden_state.float(), mask, self.recipe).cpu().numpy())
+
+    def decode(self, request: Request, outputs: Sequence[Embedding]) -> Sequence[Embedding]:
+        """The vectors, if they are numbers."""
+        if not all(np.isfinite(embedding).all() for embedding in outputs):
+            raise NonFiniteOutput("the model answered NaN or infinity")
+        return outputs
+
+    def answer(self, request: Request, results: Sequence[Embedding], about: About) -> dict[str, Any]:
+        """A list of vectors, for one text too."""
+        return {"embeddings": list(results)}
+
+    def describe(self) -> dict[str, Any]:
+        """How the vectors are made."""
+        return {"pooling": list(self.recipe.poolings), "normalize": self.recipe.normalize}
+
+
+def build(config: HandlerConfig, directory: Path, device: torch.device) -> FeatureExtraction:
+    """Loads the encoder. Raises LoadError."""
+    # Some checkpoints come without BERT's pooler, which is not used here.
+    return FeatureExtraction(config, TextEncoder(load(directory, config, AutoModel, device, ("pooler.",))))

@@ -1,0 +1,119 @@
+"""text-classification: which label a text has, or which labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from transformers import AutoModelForSequenceClassification
+
+from handler.batch import Slot
+from handler.config import HandlerConfig
+from handler.errors import LoadError, NonFiniteOutput
+from handler.loading import load
+from handler.request import Call, Limits, Request, TextItem, read_parameters, read_texts
+from handler.rules import BOOLEAN, integer, key, optional
+from handler.tasks.base import About
+from handler.text_encoder import TextEncoder, Tokens
+
+Probabilities = npt.NDArray[np.float32]  # (labels,)
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What a request may ask for."""
+
+    top_k: int | None = key(optional(integer(1)), "the k best labels in place of all probabilities", None)
+    truncation: bool = key(BOOLEAN, "cut a text to the model's limit; false: refuse it with 413", True)
+
+
+@dataclass(frozen=True)
+class Classification:
+    """One text's labels."""
+
+    best: int
+    probabilities: Probabilities
+
+
+class TextClassification:
+    """A sequence classifier. Labels exclude each other unless the model's config says multi-label."""
+
+    field = "text"
+
+    def __init__(self, config: HandlerConfig, encoder: TextEncoder) -> None:
+        model_config = encoder.loaded.model.config
+        if model_config.problem_type == "regression":
+            raise LoadError("the model is a regression (problem_type), not a classifier")
+        self.config = config
+        self.encoder = encoder
+        self.max_tokens = encoder.loaded.max_tokens
+        self.limits = Limits(config.max_items, config.max_text_bytes)
+        self.labels = [model_config.id2label[index] for index in range(model_config.num_labels)]
+        # As transformers' own pipeline decides (pipelines/text_classification.py): one label is a yes or no.
+        self.exclusive = model_config.problem_type != "multi_label_classification" and len(self.labels) > 1
+
+    def parse(self, call: Call) -> Request:
+        """Texts, with top_k and truncation."""
+        parameters = read_parameters(call, Parameters)
+        texts = read_texts(call, self.limits)
+        return Request(tuple(TextItem(text, parameters.truncation) for text in texts), call.single, parameters)
+
+    def encode(self, items: Sequence[TextItem]) -> list[Slot[Tokens]]:
+        """Texts to tokens."""
+        return self.encoder.encode(items)
+
+    def forward(self, rows: Sequence[Tokens]) -> Sequence[Probabilities]:
+        """Tokens to probabilities."""
+        output, _ = self.encoder.forward(rows)
+        logits = output.logits.float()
+        scores = torch.softmax(logits, dim=-1) if self.exclusive else torch.sigmoid(logits)
+        return list(scores.cpu().numpy())
+
+    def decode(self, request: Request, outputs: Sequence[Probabilities]) -> Sequence[Classification]:
+        """Probabilities to the best label of each text."""
+        if not all(np.isfinite(probabilities).all() for probabilities in outputs):
+            raise NonFiniteOutput("the model answered NaN or infinity")
+        return [Classification(int(np.argmax(probabilities)), probabilities) for probabilities in outputs]
+
+    def answer(self, request: Request, results: Sequence[Classification], about: About) -> dict[str, Any]:
+        """One prediction for one text; a list of them, with the model and the time, for a list."""
+        top_k = request.parameters.top_k or self.config.top_k
+        predictions = [self._prediction(result, top_k) for result in results]
+        if request.single:
+            return predictions[0]
+        return {
+            "predictions": predictions,
+            "model_name": about.model_name,
+            "inference_time_ms": about.inference_time_ms,
+        }
+
+    def describe(self) -> dict[str, Any]:
+        """The labels, in the order of the probabilities."""
+        return {"labels": self.labels, "multi_label": not self.exclusive}
+
+    def _prediction(self, result: Classification, top_k: int | None) -> dict[str, Any]:
+        prediction = self._scored(result.best, result.probabilities)
+        if not self.exclusive:
+            holds = np.flatnonzero(result.probabilities >= self.config.threshold)
+            prediction["labels"] = [self.labels[index] for index in holds]
+        if top_k is None:
+            prediction["probabilities"] = result.probabilities
+        else:
+            order = np.argsort(-result.probabilities, kind="stable")[:top_k]
+            prediction["top_k"] = [self._scored(int(index), result.probabilities) for index in order]
+        return prediction
+
+    def _scored(self, index: int, probabilities: Probabilities) -> dict[str, Any]:
+        return {"prediction": index, "label": self.labels[index], "confidence": probabilities[index]}
+
+
+def build(config: HandlerConfig, directory: Path, device: torch.device) -> TextClassification:
+    """Loads the classifier. Raises LoadError."""
+    return TextClassification(
+        config, TextEncoder(load(directory, config, AutoModelForSequenceClassification, device))
+    )

@@ -1,0 +1,66 @@
+"""The class that TorchServe loads. It says in which order; the modules of `handler` say how.
+
+This file defines this one class and nothing else: TorchServe takes the only class of the module
+(ts/model_loader.py:175), or any function in it that is called `handle`.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from ts.torch_handler.base_handler import BaseHandler
+
+from handler import pipeline, wire
+from handler.batch import log_defect
+from handler.errors import InternalError, LoadError
+
+
+class TransformerHandler(BaseHandler):
+    """Serves one Hugging Face model: a batch of rows in, as many bodies out, in the same order."""
+
+    def initialize(self, context: Any) -> None:
+        """Loads what the archive holds and warms it up; the worker is READY when this returns."""
+        self.context = context
+        self.manifest = context.manifest
+        try:
+            self.pipeline = pipeline.load(context)
+        except LoadError:
+            sys.tracebacklimit = 0  # TorchServe prints the trace, twice; the message says it all
+            raise
+        self.initialized = True
+
+    def preprocess(self, data: list[dict[str, Any]]) -> pipeline.Requests:
+        """Rows to requests."""
+        return self.pipeline.preprocess(data, self.context)
+
+    def inference(self, data: pipeline.Requests) -> pipeline.Answers:
+        """Requests to results."""
+        return self.pipeline.inference(data)
+
+    def postprocess(self, data: pipeline.Answers) -> list[bytes]:
+        """Results to bodies, with a status for each."""
+        return self.pipeline.postprocess(data, self.context)
+
+    def handle(self, data: list[dict[str, Any]], context: Any) -> list[Any]:
+        """Runs the three steps. No exception leaves it but the loss of the device.
+
+        TorchServe answers a whole batch with 503 for any exception (ts/service.py:134).
+        """
+        context.stopping_criteria = None  # the context is shared by all calls; one left over kills the worker
+        try:
+            answers: list[Any] = super().handle(data, context)
+            return answers
+        except Exception as err:
+            log_defect(err)
+            failed = InternalError("the request could not be answered")
+            return list(wire.write([failed] * len(data), context, sys.maxsize))
+
+    def describe_handle(self) -> dict[str, Any]:
+        """What the management API shows for `?customized=true`."""
+        return self.pipeline.describe()
+
+    def _is_explain(self) -> bool:
+        # BaseHandler asks only the first row, and sends the whole batch where that one wants to go
+        # (base_handler.py:545). Explanations are refused row by row in preprocess.
+        return False

@@ -1,0 +1,103 @@
+"""Between TorchServe's rows and our messages. The only room that knows TorchServe's context.
+
+A row is `{parameter name: value}`: `body` for a plain request, its own names for a form, the caller's for gRPC.
+With `decode_input_request=false`, as shipped, values are bytearrays; otherwise TorchServe has already parsed JSON
+and text (otf_message_handler.py:316), which is undone here so that one parser judges every body.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any
+
+import orjson
+
+from handler.batch import Slot, each
+from handler.errors import BadRequest, HandlerError, TooLarge
+
+JSON = "application/json"
+FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
+WHOLE = ("body", "data")  # the parameter names under which a whole body comes; `data` is TorchServe's customary name
+
+
+@dataclass(frozen=True)
+class Message:
+    """One request as it came, before anybody has judged it."""
+
+    body: bytes | bytearray = b""
+    content_type: str = ""  # as sent; "" where nothing was
+    encoding: str = ""  # Content-Encoding
+    fields: Mapping[str, bytes | bytearray] = field(default_factory=dict)  # a form's, in place of a body
+    explain: bool = False
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One answer as it goes out."""
+
+    body: bytes
+    content_type: str = JSON
+    status: int = 200
+
+
+def read(rows: Sequence[Mapping[str, Any]], context: Any) -> list[Slot[Message]]:
+    """Rows to messages."""
+    return each(list(range(len(rows))), lambda i: _read(rows[i], context.get_all_request_header(i)))
+
+
+def write(replies: Sequence[Slot[Reply]], context: Any, limit: int) -> list[bytes]:
+    """Replies and errors to the bodies of the rows; statuses and content types go to the context.
+
+    TorchServe kills the worker for a body over max_response_size (CodecUtils.java:26), so one over `limit` becomes
+    that request's 413. Only ASCII strings are handed over: lengths are counted in characters and written in
+    bytes (otf_message_handler.py:109).
+    """
+    bodies = []
+    for index, slot in enumerate(replies):
+        reply = slot if isinstance(slot, Reply) else error_reply(slot)
+        if len(reply.body) > limit:
+            reply = error_reply(TooLarge(f"the answer has {len(reply.body)} bytes; the limit is {limit}"))
+        context.set_response_status(reply.status, HTTPStatus(reply.status).phrase, index)
+        context.set_response_content_type(index, reply.content_type)
+        bodies.append(reply.body)
+    return bodies
+
+
+def error_reply(error: HandlerError) -> Reply:
+    """The one place where errors become HTTP."""
+    message = str(error).encode("ascii", "replace").decode()
+    document = {"error": {"code": error.status, "type": error.type, "message": message}}
+    return Reply(orjson.dumps(document), status=error.status)
+
+
+def is_describe(context: Any) -> bool:
+    """Whether this is the management API's `?customized=true`, which comes alone and without a body."""
+    return bool(context.get_request_header(0, "describe") == "True")
+
+
+def _read(row: Mapping[str, Any], raw_headers: Mapping[str, Any]) -> Message:
+    # Parameter names share this mapping with the headers, as {"content-type": …}; names keep the case sent.
+    headers = {name.lower(): value for name, value in raw_headers.items() if isinstance(value, str)}
+    content_type = headers.get("content-type", "")
+    explain = headers.get("explain") == "True"
+    whole = row.keys() & set(WHOLE)
+    if len(row) == 1 and whole:
+        name = whole.pop()
+        if content_type.lower().startswith(FORMS):  # a form with one part: the part has a type of its own
+            part = raw_headers.get(name)
+            content_type = str(part.get("content-type") or "") if isinstance(part, Mapping) else ""
+        body = _bytes(row[name])
+        return Message(body, content_type, headers.get("content-encoding", ""), explain=explain)
+    fields = {name: _bytes(value) for name, value in row.items()}
+    return Message(content_type=content_type, fields=fields, explain=explain)
+
+
+def _bytes(value: object) -> bytes | bytearray:
+    if isinstance(value, (bytes, bytearray)):
+        return value
+    try:
+        return value.encode() if isinstance(value, str) else orjson.dumps(value)
+    except (UnicodeEncodeError, TypeError) as err:  # a lone surrogate, a number beyond 64 bits
+        raise BadRequest("the body is not valid Unicode JSON or text") from err

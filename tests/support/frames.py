@@ -1,0 +1,113 @@
+"""TorchServe's frames: requests as the frontend writes them, answers as it reads them.
+
+Mirrors ModelRequestEncoder.java and ModelResponseDecoder.java, so that `ts.service.Service` can be driven with
+real bytes and without Java.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ts.protocol import otf_message_handler
+
+
+@dataclass(frozen=True)
+class Request:
+    """One HTTP request as the frontend hands it on: parameters are (name, content type, value)."""
+
+    parameters: Sequence[tuple[str, str, bytes]]
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Response:
+    status: int
+    phrase: str
+    content_type: str
+    headers: Mapping[str, str]
+    body: bytes
+
+
+def post(body: bytes, content_type: str = "application/json", **headers: str) -> Request:
+    """A plain request; the parameter's type is the mime type, the header is as sent."""
+    sent = {"Host": "localhost", "url_path": "", "explain": "False", **headers}
+    if content_type:
+        sent["Content-Type"] = content_type
+    return Request([("body", content_type.partition(";")[0].strip(), body)], sent)
+
+
+def form(fields: Mapping[str, bytes], content_type: str = "application/x-www-form-urlencoded") -> Request:
+    return Request(
+        [(name, "", value) for name, value in fields.items()],
+        {"content-type": content_type, "url_path": "", "explain": "False"},
+    )
+
+
+def predict(service: Any, requests: Sequence[Request]) -> list[Response]:
+    """Sends a batch through a `ts.service.Service`, byte for byte as a worker would get it."""
+    near, far = socket.socketpair()
+    writer = threading.Thread(target=near.sendall, args=(encode(requests),))
+    writer.start()
+    try:
+        _, message = otf_message_handler.retrieve_msg(far)
+        service.set_cl_socket(far)
+        return decode(bytes(service.predict(message)))
+    finally:
+        writer.join()
+        near.close()
+        far.close()
+
+
+def encode(requests: Sequence[Request]) -> bytes:
+    out = bytearray(b"I")
+    for index, request in enumerate(requests):
+        out += _text(f"request-{index}")
+        for name, value in request.headers.items():
+            out += _text(name) + _text(value)
+        out += struct.pack("!i", -1)
+        for name, content_type, value in request.parameters:
+            out += _text(name) + _text(content_type) + struct.pack("!i", len(value)) + value
+        out += struct.pack("!i", -1)
+    return bytes(out + struct.pack("!i", -1))
+
+
+def decode(frame: bytes) -> list[Response]:
+    """Reads an answer, and fails where the frontend's decoder would lose its place."""
+    reader = _Reader(frame)
+    code, message = reader.integer(), reader.block().decode()
+    assert code == 200, f"the whole batch was failed: {code} {message}"
+    responses = []
+    while (length := reader.integer()) != -1:
+        assert reader.take(length).decode() == f"request-{len(responses)}"
+        content_type = reader.block().decode()
+        status, phrase = reader.integer(), reader.block().decode()
+        headers = {reader.block().decode(): reader.block().decode() for _ in range(reader.integer())}
+        responses.append(Response(status, phrase, content_type, headers, reader.block()))
+    assert not reader.rest, "bytes behind the end of the list"
+    return responses
+
+
+class _Reader:
+    def __init__(self, data: bytes) -> None:
+        self.rest = data
+
+    def take(self, length: int) -> bytes:
+        assert 0 <= length <= len(self.rest), f"a length of {length} with {len(self.rest)} bytes left"
+        taken, self.rest = self.rest[:length], self.rest[length:]
+        return taken
+
+    def integer(self) -> int:
+        return int(struct.unpack("!i", self.take(4))[0])
+
+    def block(self) -> bytes:
+        return self.take(self.integer())
+
+
+def _text(text: str) -> bytes:
+    data = text.encode()
+    return struct.pack("!i", len(data)) + data

@@ -1,0 +1,78 @@
+"""Models of a real architecture with random weights from a fixed seed, and a tokenizer of a few words and all letters."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import BertConfig, BertForSequenceClassification, BertModel, PreTrainedTokenizerFast
+
+CORPUS = (
+    "the film was not good at all and I would not see it again",
+    "a wonderful story, well told and well played by everybody in it",
+    "the battery died after a week; they sent another one, which works",
+)
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+def classifier(directory: Path, labels: int = 3, **config: Any) -> Path:
+    """A BERT classifier with `labels` labels."""
+    tokenizer = _tokenizer(directory)
+    names = {index: f"LABEL_{index}" for index in range(labels)}
+    ids = {name: index for index, name in names.items()}
+    model = BertForSequenceClassification(_config(tokenizer, id2label=names, label2id=ids, **config))
+    with torch.no_grad():  # random heads answer nearly the same for everything; spread them
+        model.classifier.weight.mul_(4)
+    model.eval().save_pretrained(directory)
+    return directory
+
+
+def encoder(directory: Path, pooling: str | None = None, normalize: bool = False, **config: Any) -> Path:
+    """A BERT encoder; with `pooling`, in the layout of sentence-transformers."""
+    tokenizer = _tokenizer(directory)
+    BertModel(_config(tokenizer, **config)).eval().save_pretrained(directory)
+    if pooling:
+        stages = [("", "Transformer"), ("1_Pooling", "Pooling")] + ([("2_Normalize", "Normalize")] * normalize)
+        modules = [
+            {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+            for i, (path, kind) in enumerate(stages)
+        ]
+        (directory / "modules.json").write_text(json.dumps(modules))
+        (directory / "1_Pooling").mkdir()
+        flags = {f"pooling_mode_{name}": name == pooling for name in FLAGS}
+        pooling_config = {"word_embedding_dimension": 32, **flags}
+        (directory / "1_Pooling" / "config.json").write_text(json.dumps(pooling_config))
+    return directory
+
+
+FLAGS = ("cls_token", "max_tokens", "mean_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
+
+
+def _config(tokenizer: PreTrainedTokenizerFast, **config: Any) -> BertConfig:
+    torch.manual_seed(7)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    return BertConfig(vocab_size=len(tokenizer), max_position_embeddings=64, initializer_range=0.2, **sizes, **config)
+
+
+def _tokenizer(directory: Path) -> PreTrainedTokenizerFast:
+    directory.mkdir(parents=True, exist_ok=True)
+    words = sorted({word for line in CORPUS for word in line.replace(",", " ").replace(";", " ").split()})
+    letters = sorted({letter for word in words for letter in word.lower()} | set(",;."))
+    pieces = [*SPECIAL, *letters, *(f"##{letter}" for letter in letters), *(word for word in words if len(word) > 1)]
+    raw = Tokenizer(models.WordPiece({piece: index for index, piece in enumerate(pieces)}, unk_token="[UNK]"))
+    raw.normalizer = normalizers.BertNormalizer()
+    raw.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    raw.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    names = ("pad", "unk", "cls", "sep", "mask")
+    special = {f"{name}_token": token for name, token in zip(names, SPECIAL, strict=True)}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=raw,
+        model_max_length=64,
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+        **special,
+    )
+    tokenizer.save_pretrained(directory)
+    return tokenizer
