@@ -160,7 +160,7 @@ def read_config(document: object) -> ModelConfig:
     if not isinstance(section, Mapping):
         raise ConfigError([*problems, Problem("handler", "expected a section with at least a task")])
     task = section.get("task")
-    problems += check(section, HandlerConfig, "handler.", quote=True, task=task if task in TASKS else None)
+    problems += check(section, HandlerConfig, "handler.", quote=True, task=task if task in list(TASKS) else None)
     if problems:
         raise ConfigError(problems)
     config = ModelConfig(ServerConfig(**top), HandlerConfig(**section))

@@ -10,6 +10,7 @@ HandlerError
 └── ServerFault                what it cannot
     ├── InternalError          500  a defect of ours; its cause is in the log, never in the answer
     ├── NonFiniteOutput        500  the model answered NaN or infinity
+    ├── ShuttingDown           503  the worker has been told to refuse what comes
     ├── DeadlineExceeded       504  the batch took longer than the wall clock allows
     └── OutOfMemory            507  not even this one input fits on the device
 
@@ -81,6 +82,12 @@ class InternalError(ServerFault):
 
 class NonFiniteOutput(ServerFault):
     """The model answered NaN or infinity."""
+
+
+class ShuttingDown(ServerFault):
+    """The worker has been told to refuse what comes."""
+
+    status = 503
 
 
 class DeadlineExceeded(ServerFault):

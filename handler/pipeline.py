@@ -14,6 +14,7 @@ from typing import Any
 from handler import batch, devices, wire
 from handler.batch import Deadline, Slot, distinct, each
 from handler.config import ModelConfig, read_config
+from handler.draining import Drain
 from handler.errors import HandlerError, LoadError
 from handler.measures import Measures
 from handler.protocols import native
@@ -58,6 +59,7 @@ class BatchPipeline:
         self.config = config
         self.task = task
         self.model_name = model_name
+        self.drain = Drain()
 
     def preprocess(self, rows: Sequence[Mapping[str, Any]], context: Any) -> Requests:
         """Rows to requests."""
@@ -114,6 +116,7 @@ class BatchPipeline:
                     raise LoadError(f"the model does not run: {output}")
 
     def _parse(self, message: Message) -> Request:
+        self.drain.check()
         return self.task.parse(native.read(message, self.task.field, self.config.handler.max_body_bytes))
 
     def _compute(self, items: Sequence[TextItem], deadline: Deadline, measures: Measures) -> list[Slot[Any]]:

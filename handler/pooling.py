@@ -143,5 +143,5 @@ def _named(config: dict[str, Any]) -> Sequence[str]:
 def _flagged(config: dict[str, Any]) -> Sequence[str]:
     """Before: a switch for each, `pooling_mode_mean_tokens: true`."""
     flags = [name.removeprefix("pooling_mode_") for name, value in config.items() if value is True]
-    names = {"cls_token": "cls", "max_tokens": "max", "mean_tokens": "mean"}
+    names = {"cls_token": "cls", "max_tokens": "max", "mean_tokens": "mean", "weightedmean_tokens": "weightedmean"}
     return [names.get(flag, flag) for flag in flags if f"pooling_mode_{flag}" in config]

@@ -19,7 +19,10 @@ from handler.errors import BadRequest, HandlerError, TooLarge
 
 JSON = "application/json"
 FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
-WHOLE = ("body", "data")  # the parameter names under which a whole body comes; `data` is TorchServe's customary name
+WHOLE = (
+    "body",
+    "data",
+)  # the parameter names under which a whole body comes; `data` is TorchServe's customary name
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,8 @@ def read(message: Message, field: str, max_bytes: int) -> Call:
         raise TooLarge(f"the body has {size} bytes; the limit is {max_bytes}")
     if message.encoding.lower() not in ("", "identity"):
         raise UnsupportedMediaType("content-encoding: only identity is read")
+    if not message.fields and not message.body and message.content_type.lower().startswith(FORMS):
+        raise BadRequest("the form has no fields; JSON is sent as content-type: application/json")
     if message.fields:
         return _call(_form(message.fields, field), field)
     if not message.body.strip():

@@ -54,14 +54,21 @@ FLAGS = ("cls_token", "max_tokens", "mean_tokens", "mean_sqrt_len_tokens", "weig
 def _config(tokenizer: PreTrainedTokenizerFast, **config: Any) -> BertConfig:
     torch.manual_seed(7)
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
-    return BertConfig(vocab_size=len(tokenizer), max_position_embeddings=64, initializer_range=0.2, **sizes, **config)
+    return BertConfig(
+        vocab_size=len(tokenizer), max_position_embeddings=64, initializer_range=0.2, **sizes, **config
+    )
 
 
 def _tokenizer(directory: Path) -> PreTrainedTokenizerFast:
     directory.mkdir(parents=True, exist_ok=True)
     words = sorted({word for line in CORPUS for word in line.replace(",", " ").replace(";", " ").split()})
     letters = sorted({letter for word in words for letter in word.lower()} | set(",;."))
-    pieces = [*SPECIAL, *letters, *(f"##{letter}" for letter in letters), *(word for word in words if len(word) > 1)]
+    pieces = [
+        *SPECIAL,
+        *letters,
+        *(f"##{letter}" for letter in letters),
+        *(word for word in words if len(word) > 1),
+    ]
     raw = Tokenizer(models.WordPiece({piece: index for index, piece in enumerate(pieces)}, unk_token="[UNK]"))
     raw.normalizer = normalizers.BertNormalizer()
     raw.pre_tokenizer = pre_tokenizers.BertPreTokenizer()

@@ -1,0 +1,1 @@
+"""Starts TorchServe with this repository's configuration, and ends it without dropping a request."""

@@ -1,0 +1,176 @@
+"""Ends a server's work without dropping what it has accepted.
+
+Told to stop, TorchServe closes every connection at once (ServerGroups.java, and Netty's event loops on their
+shutdown), so there must be nothing left to do by then:
+
+1. The listening sockets are shut, from outside: new connections are refused, open ones go on.
+2. A marker request goes through each model's queue. When it is answered, all that came before it has been taken.
+3. The workers are told to refuse (SIGUSR1, handler/draining.py): what still comes on open connections gets 503,
+   and TorchServe closes the connection behind it.
+4. Once the queues are empty and the workers rest, nothing is lost by stopping.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import http.client
+import json
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import psutil
+
+SYS_PIDFD_GETFD = 438  # the same number on every architecture (asm-generic/unistd.h)
+POLL_SECONDS = 0.25
+REST = 0.015  # s of CPU time between two looks that a worker at rest stays below; the kernel counts in 0.01
+
+
+@dataclass(frozen=True)
+class Model:
+    """One version of a model, as the management API describes it."""
+
+    path: str  # where its predictions are
+    workers: tuple[int, ...]  # process ids
+    waiting: int  # requests in its queue
+
+
+def drain(inference: str, management: str, server: int, ports: Iterable[int], seconds: float) -> None:
+    """Returns once nothing that was accepted is unanswered, or after so many seconds.
+
+    Args:
+        inference: address of the inference API, such as http://127.0.0.1:8080.
+        management: address of the management API.
+        server: process id of TorchServe's JVM, a child of this process.
+        ports: where clients come in.
+        seconds: the most that it may take.
+    """
+    end = time.monotonic() + seconds
+    try:
+        models = describe(management)
+        markers = [(_accepted_connection(inference), model.path) for model in models]
+        for port in ports:
+            shut_listener(server, port)
+        for connection, path in markers:
+            _pass_queue(connection, path, end)
+        workers = [pid for model in describe(management) for pid in model.workers]
+        refuse(workers)
+        _wait_for_rest(management, workers, end)
+    except (OSError, http.client.HTTPException):
+        return  # it is still starting, or already gone: there is nothing to wait for
+
+
+def describe(management: str) -> list[Model]:
+    """Every version of every model."""
+    names = [entry["modelName"] for entry in _get(management, "/models?limit=1000")["models"]]
+    return [_model(version) for name in names for version in _get(management, f"/models/{name}/all")]
+
+
+def refuse(workers: Iterable[int]) -> None:
+    """Tells workers to answer 503. One whose handler is not ours would die of the signal, and is left alone."""
+    for pid in workers:
+        try:
+            status = Path(f"/proc/{pid}/status").read_text()
+            caught = int(status.partition("SigCgt:")[2].split()[0], 16)
+            if caught & (1 << (signal.SIGUSR1 - 1)):
+                os.kill(pid, signal.SIGUSR1)
+        except (OSError, ValueError, IndexError):
+            continue
+
+
+def shut_listener(server: int, port: int) -> bool:
+    """Takes the server's listening socket out of the listening state; returns whether it could be done.
+
+    A descriptor of a child may be had with pidfd_getfd(2), and shutdown(2) works on the socket behind it. Where
+    that is not allowed (some containers), new connections are accepted until the end, and get 503.
+    """
+    inodes = _listening_inodes(port)
+    libc = ctypes.CDLL(None, use_errno=True)
+    for entry in Path(f"/proc/{server}/fd").iterdir():
+        try:
+            if os.readlink(entry) not in inodes:
+                continue
+            pidfd = os.pidfd_open(server)
+        except OSError:
+            continue
+        try:
+            descriptor = libc.syscall(SYS_PIDFD_GETFD, pidfd, int(entry.name), 0)
+        finally:
+            os.close(pidfd)
+        if descriptor >= 0:
+            with socket.socket(fileno=descriptor) as listener:
+                listener.shutdown(socket.SHUT_RD)
+            return True
+    return False
+
+
+def _listening_inodes(port: int) -> set[str]:
+    found = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for line in Path(table).read_text().splitlines()[1:]:
+            fields = line.split()
+            if int(fields[1].rpartition(":")[2], 16) == port and fields[3] == "0A":  # TCP_LISTEN
+                found.add(f"socket:[{fields[9]}]")
+    return found
+
+
+def _accepted_connection(address: str) -> http.client.HTTPConnection:
+    """A connection that the server has taken from its backlog: what is still in it is lost with the listener."""
+    connection = http.client.HTTPConnection(urlsplit(address).netloc, timeout=5)
+    connection.request("GET", "/ping")
+    connection.getresponse().read()
+    return connection
+
+
+def _pass_queue(connection: http.client.HTTPConnection, path: str, end: float) -> None:
+    """Sends an empty request, which is refused without work, and waits for its turn to come."""
+    try:
+        if connection.sock is not None:
+            connection.sock.settimeout(max(0.1, end - time.monotonic()))
+        connection.request("POST", path, b"")
+        connection.getresponse().read()
+    except (OSError, http.client.HTTPException):
+        pass  # its worker is gone, or the time is up
+    finally:
+        connection.close()
+
+
+def _wait_for_rest(management: str, workers: Sequence[int], end: float) -> None:
+    spent = _cpu_seconds(workers)
+    while time.monotonic() < end:
+        time.sleep(POLL_SECONDS)
+        before, spent = spent, _cpu_seconds(workers)
+        if spent - before < REST and not any(model.waiting for model in describe(management)):
+            return
+
+
+def _cpu_seconds(workers: Iterable[int]) -> float:
+    total = 0.0
+    for pid in workers:
+        try:
+            times = psutil.Process(pid).cpu_times()
+            total += times.user + times.system
+        except psutil.Error:
+            continue
+    return total
+
+
+def _model(version: dict[str, Any]) -> Model:
+    pids = tuple(worker["pid"] for worker in version["workers"] if worker["pid"] > 0)
+    waiting = (version.get("jobQueueStatus") or {}).get("pendingRequests", 0)
+    return Model(f"/predictions/{version['modelName']}/{version['modelVersion']}", pids, waiting)
+
+
+def _get(address: str, path: str) -> Any:
+    connection = http.client.HTTPConnection(urlsplit(address).netloc, timeout=5)
+    try:
+        connection.request("GET", path)
+        return json.loads(connection.getresponse().read())
+    finally:
+        connection.close()

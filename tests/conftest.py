@@ -1,0 +1,55 @@
+"""Fixtures that several rooms share."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
+
+from support import reference, scenarios, tiny_models, worker  # noqa: E402
+
+TASKS = ("text-classification", "feature-extraction")
+
+
+@pytest.fixture(autouse=True)
+def clean_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As shipped: the handler reads JSON itself, and nothing may reach for a model hub.
+
+    What a handler does to its process, because the process is its own, is undone.
+    """
+    monkeypatch.setenv("TS_DECODE_INPUT_REQUEST", "false")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    caught, threads = signal.getsignal(signal.SIGUSR1), torch.get_num_threads()
+    yield
+    signal.signal(signal.SIGUSR1, caught)
+    torch.set_num_threads(threads)
+    if hasattr(sys, "tracebacklimit"):
+        del sys.tracebacklimit
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Task -> a directory with a tiny model for it under model/."""
+    home = tmp_path_factory.mktemp("tiny")
+    tiny_models.classifier(home / "text-classification" / "model")
+    tiny_models.encoder(home / "feature-extraction" / "model")
+    return {task: home / task for task in TASKS}
+
+
+@pytest.fixture(scope="session")
+def services(tiny: dict[str, Path]) -> dict[str, object]:
+    """Task -> a loaded worker."""
+    return {task: worker.start(tiny[task], task=task, **scenarios.LIMITS) for task in TASKS}
+
+
+@pytest.fixture(scope="session")
+def references(tiny: dict[str, Path]) -> dict[str, object]:
+    """Task -> texts -> what transformers answers, computed once a text."""
+    compute = {"text-classification": reference.probabilities, "feature-extraction": reference.mean_embeddings}
+    return {task: lambda texts, task=task: compute[task](tiny[task] / "model", texts) for task in TASKS}

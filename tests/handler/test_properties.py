@@ -1,0 +1,93 @@
+"""Any bytes get a status and never an exception; a bad row leaves the others' bytes unchanged."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from support import frames
+
+SETTINGS = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+CONTENT_TYPES = st.sampled_from(
+    [
+        "application/json",
+        "text/plain",
+        "",
+        "application/octet-stream",
+        "text/plain;charset=latin1",
+        "image/png",
+        "a/b/c;;=",
+    ]
+)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.sampled_from(["text", "texts", "top_k", "truncation"]) | st.text(max_size=5), inner, max_size=4
+        )
+    ),
+    max_leaves=12,
+)
+BODIES = st.binary(max_size=200) | JSON.map(lambda value: json.dumps(value).encode())
+ROWS = st.builds(frames.post, BODIES, CONTENT_TYPES) | st.builds(
+    frames.form,
+    st.dictionaries(st.sampled_from(["text", "texts", "top_k", "body", "data", "x"]), st.binary(max_size=20)),
+)
+TEXTS = st.text(alphabet="abc the film good.", max_size=60)
+
+
+@pytest.mark.parametrize("decode", ["false", "true"])
+@SETTINGS
+@given(rows=st.lists(ROWS, min_size=1, max_size=6))
+def test_any_bytes_get_a_status(services, monkeypatch, decode, rows):
+    monkeypatch.setenv("TS_DECODE_INPUT_REQUEST", decode)
+    for service in services.values():
+        responses = frames.predict(service, rows)
+        assert len(responses) == len(rows)
+        for response in responses:
+            assert response.status == 200 or 400 <= response.status < 500
+            json.loads(response.body)
+            assert response.status == 200 or len(response.body) < 1000
+
+
+def good(text: str) -> frames.Request:
+    return frames.post(json.dumps({"texts": [text, text + "."]}).encode())
+
+
+def timeless(body: bytes) -> bytes:
+    return re.sub(rb'"inference_time_ms":[0-9.e-]+', b"", body)
+
+
+@SETTINGS
+@given(texts=st.lists(TEXTS, min_size=1, max_size=5), bad=st.lists(BODIES, min_size=1, max_size=3), data=st.data())
+def test_a_bad_row_leaves_the_others_bytes_unchanged(services, texts, bad, data):
+    rows = [(good(text), True) for text in texts]
+    for body in bad:
+        rows.insert(data.draw(st.integers(0, len(rows))), (frames.post(b"\x00" + body), False))
+    for service in services.values():
+        alone = frames.predict(service, [good(text) for text in texts])
+        mixed = frames.predict(service, [row for row, _ in rows])
+        kept = [response for response, (_, is_good) in zip(mixed, rows, strict=True) if is_good]
+        assert [timeless(response.body) for response in kept] == [timeless(response.body) for response in alone]
+        assert all(400 <= r.status < 500 for r, (_, is_good) in zip(mixed, rows, strict=True) if not is_good)
+
+
+def probabilities(response: frames.Response) -> list:
+    return [prediction["probabilities"] for prediction in json.loads(response.body)["predictions"]]
+
+
+@SETTINGS
+@given(texts=st.lists(TEXTS, min_size=2, max_size=8), data=st.data())
+def test_an_answer_does_not_depend_on_what_shares_its_batch(services, texts, data):
+    service = services["text-classification"]
+    order = data.draw(st.permutations(range(len(texts))))
+    together = frames.predict(service, [good(texts[index]) for index in order])
+    for response, index in zip(together, order, strict=True):
+        [alone] = frames.predict(service, [good(texts[index])])
+        np.testing.assert_allclose(probabilities(response), probabilities(alone), atol=1e-5)

@@ -1,0 +1,291 @@
+"""What the whole handler does beside answering: limits, failures, loading, describing, refusing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+from support import frames, reference, tiny_models, worker
+
+from handler import devices
+from handler.errors import DeviceLost, LoadError, OutOfMemory
+
+TEXTS = [
+    "a wonderful story",
+    "the film was not good at all and I would not see it again",
+    "the battery died",
+    "good",
+]
+
+
+def post(document) -> frames.Request:
+    return frames.post(json.dumps(document).encode())
+
+
+def answer(service, document):
+    [response] = frames.predict(service, [post(document)])
+    return response.status, json.loads(response.body)
+
+
+@pytest.fixture
+def home(tmp_path):
+    tiny_models.classifier(tmp_path / "model")
+    return tmp_path
+
+
+# -- the model's answers
+
+
+def test_many_texts_in_small_micro_batches(home):
+    service = worker.start(home, task="text-classification", max_batch_tokens=20)
+    rows = [post({"texts": TEXTS[index:] + TEXTS}) for index in range(4)]
+    expected = dict(zip(TEXTS, reference.probabilities(home / "model", TEXTS), strict=True))
+    for index, response in enumerate(frames.predict(service, rows)):
+        for text, prediction in zip(TEXTS[index:] + TEXTS, json.loads(response.body)["predictions"], strict=True):
+            np.testing.assert_allclose(prediction["probabilities"], expected[text], atol=1e-4)
+
+
+def test_equal_texts_are_computed_once(services, monkeypatch):
+    service = services["text-classification"]
+    encoder = service.handler.pipeline.task.encoder
+    rows_seen = []
+    forward = encoder.forward
+    monkeypatch.setattr(encoder, "forward", lambda rows: rows_seen.append(len(rows)) or forward(rows))
+    frames.predict(
+        service, [post({"texts": ["a", "b", "a"]}), post({"text": "b"}), post({"text": "a", "top_k": 1})]
+    )
+    assert sum(rows_seen) == 2
+
+
+def test_multi_label(tmp_path):
+    tiny_models.classifier(tmp_path / "model", labels=4, problem_type="multi_label_classification")
+    service = worker.start(tmp_path, task="text-classification", threshold=0.4)
+    [expected] = reference.probabilities(tmp_path / "model", TEXTS[:1], multi_label=True)
+    _, prediction = answer(service, {"text": TEXTS[0]})
+    np.testing.assert_allclose(prediction["probabilities"], expected, atol=1e-4)
+    assert prediction["labels"] == [f"LABEL_{index}" for index in np.flatnonzero(expected >= 0.4)]
+    assert 0 < len(prediction["labels"]) < 4, "the threshold should split this model's labels"
+
+
+def test_the_configured_top_k_gives_way_to_the_request(home):
+    service = worker.start(home, task="text-classification", top_k=1)
+    assert len(answer(service, {"text": "a"})[1]["top_k"]) == 1
+    assert len(answer(service, {"text": "a", "top_k": 2})[1]["top_k"]) == 2
+
+
+def test_bfloat16(home):
+    service = worker.start(home, task="text-classification", dtype="bfloat16")
+    [expected] = reference.probabilities(home / "model", TEXTS[:1])
+    _, prediction = answer(service, {"text": TEXTS[0]})
+    assert service.handler.pipeline.task.encoder.loaded.model.dtype is torch.bfloat16
+    np.testing.assert_allclose(prediction["probabilities"], expected, atol=0.05)
+
+
+# -- failures of one request
+
+
+def test_nan_is_never_sent(home):
+    service = worker.start(home, task="text-classification", warm_up=False)
+    task = service.handler.pipeline.task
+    poisoned = task.encoder.loaded.tokenizer("film", add_special_tokens=False)["input_ids"][0]
+    with torch.no_grad():
+        task.encoder.loaded.model.bert.embeddings.word_embeddings.weight[poisoned] = float("nan")
+    bad, good = frames.predict(service, [post({"text": "the film"}), post({"text": "the story"})])
+    assert bad.status == 500 and json.loads(bad.body)["error"]["type"] == "NonFiniteOutput"
+    assert good.status == 200
+
+
+def test_an_answer_over_the_limit(home):
+    service = worker.start(home, task="text-classification", max_response_bytes=1000)
+    small, large = frames.predict(service, [post({"text": "a"}), post({"texts": ["a"] * 50})])
+    assert small.status == 200
+    assert large.status == 413 and "the limit is 1000" in large.body.decode()
+
+
+def test_out_of_memory_is_split_and_tried_again(services, monkeypatch):
+    service = services["text-classification"]
+    task = service.handler.pipeline.task
+    forward = type(task).forward
+
+    def short_of_memory(rows):
+        if len(rows) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(task, rows)
+
+    monkeypatch.setattr(task, "forward", short_of_memory)
+    status, document = answer(service, {"texts": TEXTS})
+    assert status == 200 and len(document["predictions"]) == 4
+
+
+def test_what_does_not_fit_alone_is_refused_alone(services, monkeypatch):
+    service = services["text-classification"]
+    task = service.handler.pipeline.task
+    forward = type(task).forward
+
+    def no_room_for_long_ones(rows):
+        if max(map(len, rows)) > 10:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:118] . DefaultCPUAllocator: can't allocate memory")
+        return forward(task, rows)
+
+    monkeypatch.setattr(task, "forward", no_room_for_long_ones)
+    long, short = frames.predict(service, [post({"texts": TEXTS}), post({"text": "good"})])
+    assert long.status == 507 and "texts[1]" in long.body.decode()
+    assert short.status == 200
+
+
+def test_the_deadline(home):
+    service = worker.start(home, task="text-classification", deadline_seconds=0.001, warm_up=False)
+    task = service.handler.pipeline.task
+    encode = task.encode
+    task.encode = lambda items: signal.sigtimedwait([], 0.01) or encode(items)
+    status, document = answer(service, {"text": "a"})
+    assert status == 504 and document["error"]["type"] == "DeadlineExceeded"
+
+
+def test_a_defect_in_a_step_answers_every_request(services, monkeypatch):
+    service = services["text-classification"]
+    monkeypatch.setattr(service.handler.pipeline.task, "encode", lambda items: 1 / 0)
+    responses = frames.predict(service, [post({"text": "a"}), post({"text": "b"})])
+    assert [response.status for response in responses] == [500, 500]
+    assert "zero" not in responses[0].body.decode()
+
+
+def test_explanations_are_refused_row_by_row(services):
+    rows = [frames.post(b'{"text": "a"}', explain="True"), post({"text": "a"})]
+    explained, predicted = frames.predict(services["text-classification"], rows)
+    assert explained.status == 404 and "/predictions" in explained.body.decode()
+    assert predicted.status == 200
+
+
+# -- failures of the worker
+
+
+@pytest.mark.parametrize(
+    "error", [torch.AcceleratorError("CUDA error: device-side assert"), RuntimeError("CUDA error: x")]
+)
+def test_the_loss_of_the_device_ends_the_worker(services, monkeypatch, error):
+    service = services["text-classification"]
+
+    def lost(rows):
+        raise error
+
+    monkeypatch.setattr(service.handler.pipeline.task, "forward", lost)
+    with pytest.raises(DeviceLost, match="the device is gone: CUDA error"):
+        frames.predict(service, [post({"text": "a"})])
+
+
+def test_failures_keep_what_they_do_not_know():
+    with pytest.raises(RuntimeError, match="shape"), devices.failures():
+        raise RuntimeError("shape mismatch")
+    with pytest.raises(OutOfMemory), devices.failures():
+        raise MemoryError
+
+
+def test_a_worker_that_was_told_refuses(home):
+    service = worker.start(home, task="text-classification")
+    assert answer(service, {"text": "a"})[0] == 200
+    os.kill(os.getpid(), signal.SIGUSR1)
+    status, document = answer(service, {"text": "a"})
+    assert status == 503 and document["error"]["type"] == "ShuttingDown"
+
+
+# -- loading
+
+
+def refused(home, **handler):
+    with pytest.raises(LoadError) as caught:
+        worker.start(home, **{"task": "text-classification", **handler})
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_wrong_configuration(home):
+    assert "did you mean max_tokens" in refused(home, max_token=3)
+
+
+def test_more_tokens_than_the_model_reads(home):
+    assert "at most 64" in refused(home, max_tokens=65)
+
+
+def test_fewer_tokens_than_the_model_reads(home):
+    service = worker.start(home, task="text-classification", max_tokens=8)
+    status, document = answer(service, {"text": "film " * 20, "truncation": False})
+    assert status == 413 and "the limit is 8" in document["error"]["message"]
+
+
+def test_no_model(tmp_path):
+    assert "no model/config.json" in refused(tmp_path)
+
+
+def test_remote_code(home):
+    config = json.loads((home / "model" / "config.json").read_text())
+    (home / "model" / "config.json").write_text(json.dumps({**config, "auto_map": {"AutoModel": "x.Y"}}))
+    assert "remote code" in refused(home)
+
+
+def test_a_model_without_the_head_that_the_task_needs(tmp_path):
+    tiny_models.encoder(tmp_path / "model")
+    assert "lacks 2 weights" in refused(tmp_path)
+
+
+def test_only_pickled_weights(home):
+    (home / "model" / "model.safetensors").unlink()
+    (home / "model" / "pytorch_model.bin").write_bytes(b"")
+    assert refused(home)
+
+
+def test_a_regression(tmp_path):
+    tiny_models.classifier(tmp_path / "model", labels=1, problem_type="regression")
+    assert "regression" in refused(tmp_path)
+
+
+# -- the rest
+
+
+def test_describe(services):
+    request = frames.Request([], {"describe": "True"})
+    [response] = frames.predict(services["text-classification"], [request])
+    document = json.loads(response.body)
+    assert document["task"] == "text-classification" and document["labels"] == ["LABEL_0", "LABEL_1", "LABEL_2"]
+    assert document["limits"]["max_tokens"] == 64 and document["limits"]["max_items"] == 32
+
+
+def test_metrics_are_lines_that_the_frontend_reads(services, caplog):
+    with caplog.at_level("INFO", logger="ts.metrics.caching_metric"):
+        frames.predict(services["text-classification"], [post({"texts": TEXTS}), post({"text": "a"})])
+    lines = [record.message.removeprefix("[METRICS]") for record in caplog.records]
+    assert any(
+        line.startswith("HandlerRequests.Count:2|#ModelName:tiny,Level:Model|#type:COUNTER") for line in lines
+    )
+    assert any(line.startswith("HandlerPaddingRatio.Count:0.") for line in lines)
+    steps = {
+        line.partition("#Step:")[2].partition(",")[0] for line in lines if line.startswith("HandlerStepSeconds")
+    }
+    assert steps == {"parse", "encode", "forward", "decode", "write"}
+
+
+def test_nothing_that_a_user_sent_is_logged(services, caplog):
+    with caplog.at_level("INFO"):
+        frames.predict(
+            services["text-classification"],
+            [post({"text": "a secret"}), frames.post(b'{"text": "a secret'), post({"secret": 1})],
+        )
+    assert "secret" not in caplog.text
+
+
+def test_cores_are_shared_among_workers(monkeypatch, tmp_path):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    quota = tmp_path / "cpu.max"
+    assert devices.usable_cores(quota) == 8
+    quota.write_text("max 100000\n")
+    assert devices.usable_cores(quota) == 8
+    quota.write_text("350000 100000\n")
+    assert devices.usable_cores(quota) == 3
+    quota.write_text("50000 100000\n")
+    assert devices.usable_cores(quota) == 1
+    assert devices.share_cores(3, None) == max(1, devices.usable_cores() // 3) == torch.get_num_threads()
+    assert devices.share_cores(3, 5) == 5 == torch.get_num_threads()

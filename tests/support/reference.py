@@ -1,0 +1,29 @@
+"""What transformers and sentence-transformers answer when they are run directly: one text at a time, no padding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+
+
+def probabilities(model: Path, texts: Sequence[str], multi_label: bool = False) -> np.ndarray:
+    """(texts, labels) float32."""
+    classifier = AutoModelForSequenceClassification.from_pretrained(model).eval()
+    logits = torch.cat([classifier(**inputs).logits for inputs in _inputs(model, texts)])
+    return (torch.sigmoid(logits) if multi_label else torch.softmax(logits, dim=-1)).numpy()
+
+
+def mean_embeddings(model: Path, texts: Sequence[str]) -> np.ndarray:
+    """(texts, size) float32: the mean over tokens."""
+    encoder = AutoModel.from_pretrained(model).eval()
+    return torch.cat([encoder(**inputs).last_hidden_state.mean(1) for inputs in _inputs(model, texts)]).numpy()
+
+
+def _inputs(model: Path, texts: Sequence[str]) -> list:
+    torch.set_grad_enabled(False)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    return [tokenizer(text, truncation=True, return_tensors="pt") for text in texts]

@@ -1,0 +1,147 @@
+"""One request, the status that it gets, and what its answer holds; the same files drive `ts.service` and HTTP."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import numpy as np
+
+from support import frames
+
+DIRECTORY = Path(__file__).parent.parent / "scenarios"
+
+# The limits that the scenarios are written for; the tiny models read 64 tokens.
+LIMITS = {"max_items": 32, "max_text_bytes": 20_000, "max_body_bytes": 100_000}
+
+
+@dataclass(frozen=True)
+class Scenario:
+    name: str
+    status: int
+    body: bytes
+    content_type: str
+    headers: Mapping[str, str]
+    form: Mapping[str, str] | None
+    texts: tuple[str, ...]  # whose reference answers the body holds
+    top_k: int | None
+    keys: tuple[str, ...]
+    says: tuple[str, ...]
+    raw: Mapping[str, Any] = field(compare=False, hash=False, repr=False)
+
+    def __str__(self) -> str:
+        return self.name.replace(" ", "-")
+
+    def frame(self) -> frames.Request:
+        """As TorchServe's frontend would hand it to a worker."""
+        if self.form is not None:
+            return frames.form({name: value.encode() for name, value in self.form.items()})
+        return frames.post(self.body, self.content_type, **self.headers)
+
+    def http(self) -> tuple[bytes, dict[str, str]]:
+        """Body and headers."""
+        if self.form is not None:
+            return urlencode(self.form).encode(), {"content-type": "application/x-www-form-urlencoded"}
+        typed = {"content-type": self.content_type} if self.content_type else {}
+        return self.body, {**typed, **self.headers}
+
+
+@cache
+def load(*names: str) -> tuple[Scenario, ...]:
+    return tuple(_scenario(raw) for name in names for raw in json.loads((DIRECTORY / f"{name}.json").read_text()))
+
+
+def check_answer(scenario: Scenario, status: int, content_type: str, body: bytes, reference: Any) -> None:
+    """Holds an answer against the scenario, and its numbers against the reference's: (texts, n) float32."""
+    assert status == scenario.status, body[:300]
+    assert content_type == "application/json"
+    document = json.loads(body, parse_constant=_no_constant)
+    if status >= 400:
+        _check_error(scenario, status, document, body)
+        return
+    if scenario.keys:
+        assert set(document) == set(scenario.keys)
+    if "embeddings" in document:
+        np.testing.assert_allclose(document["embeddings"], reference, atol=1e-4)
+        return
+    predictions = document.get("predictions", [document])
+    assert len(predictions) == len(scenario.texts)
+    for prediction, probabilities in zip(predictions, reference, strict=True):
+        _check_prediction(scenario, prediction, probabilities)
+
+
+def _check_prediction(scenario: Scenario, prediction: Mapping[str, Any], probabilities: np.ndarray) -> None:
+    best = int(probabilities.argmax())
+    assert (prediction["prediction"], prediction["label"]) == (best, f"LABEL_{best}")
+    np.testing.assert_allclose(prediction["confidence"], probabilities[best], atol=1e-4)
+    if scenario.top_k is None:
+        np.testing.assert_allclose(prediction["probabilities"], probabilities, atol=1e-4)
+    else:
+        order = np.argsort(-probabilities)[: scenario.top_k]
+        assert [entry["prediction"] for entry in prediction["top_k"]] == list(order)
+        np.testing.assert_allclose(
+            [entry["confidence"] for entry in prediction["top_k"]], probabilities[order], atol=1e-4
+        )
+
+
+def _check_error(scenario: Scenario, status: int, document: Mapping[str, Any], body: bytes) -> None:
+    assert set(document) == {"error"} and set(document["error"]) == {"code", "type", "message"}
+    assert document["error"]["code"] == status
+    assert len(body) < 1000
+    assert "secret" not in body.decode()
+    for words in scenario.says:
+        assert words in document["error"]["message"]
+
+
+def _scenario(raw: dict[str, Any]) -> Scenario:
+    if "hex" in raw:
+        body = bytes.fromhex(raw["hex"])
+    elif "json" in raw:
+        body = json.dumps(_expand(raw["json"])).encode()
+    else:
+        body = _expand(raw.get("body", raw.get("form_body", ""))).encode()
+    # A form without fields arrives without parameters, as curl -d '{"text": …}' does.
+    form = {raw["form_body"].partition("=")[0]: "b"} if "form_body" in raw else raw.get("form")
+    return Scenario(
+        name=raw["name"],
+        status=raw["status"],
+        body=body,
+        content_type=raw.get("content_type", "application/json"),
+        headers=raw.get("headers", {}),
+        form=form,
+        texts=tuple(_expand(raw.get("texts", []))),
+        top_k=raw.get("top_k"),
+        keys=tuple(raw.get("keys", ())),
+        says=tuple(raw.get("says", ())),
+        raw=raw,
+    )
+
+
+def _expand(value: Any) -> Any:
+    """`{"$repeat": ["a ", 3]}` is "a a a ", `{"$times": ["a", 3]}` a list of three; `"$many": 3` three more keys."""
+    if isinstance(value, list):
+        return [_expand(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if "$repeat" in value:
+        return value["$repeat"][0] * value["$repeat"][1]
+    if "$times" in value:
+        return [value["$times"][0]] * value["$times"][1]
+    return dict(_entries(value))
+
+
+def _entries(value: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, item in value.items():
+        if name == "$many":
+            yield from ((f"unknown_{index}", index) for index in range(item))
+        else:
+            yield name, _expand(item)
+
+
+def _no_constant(name: str) -> None:
+    raise AssertionError(f"{name} is not JSON")
