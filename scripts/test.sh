@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Sets up, checks and runs all tests; arguments go to pytest.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+case "${1:-}" in -h | --help)
+  echo "usage: scripts/test.sh [PYTEST ARGUMENT…]    scripts/check.sh, then pytest; -m 'not server' leaves Java out"
+  exit ;;
+esac
+cd "$ROOT"
+ensure_venv requirements.txt requirements-dev.txt
+scripts/check.sh
+exec "$VENV/bin/python" -m pytest "$@"

