@@ -1,0 +1,88 @@
+"""Predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from client.errors import Refused
+from client.transport import Transport, segment
+
+
+class InferenceClient(Transport):
+    """TorchServe's inference port."""
+
+    def __init__(
+        self,
+        url: str = "http://127.0.0.1:8080",
+        timeout: float = 60.0,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        """Address a server; see Transport for the arguments."""
+        super().__init__(url, timeout, headers)
+
+    def predict(
+        self,
+        name: str,
+        document: str | Sequence[str] | Mapping[str, Any],
+        /,
+        version: str | None = None,
+        *,
+        retries: int = 0,
+        **parameters: Any,
+    ) -> Any:
+        """Ask a model, and return its parsed JSON answer.
+
+        Args:
+            name: the model's name.
+            document: one text, sent as {"text": ...}; texts, sent as {"texts": [...]}; or a JSON object, sent
+                as it is.
+            version: the model's version; None is its default version.
+            retries: how often to ask again when the connection broke after the request was sent and before
+                its answer came. The model may then compute the answer twice. That is harmless for a model
+                that only computes, as batch predictions do; but not every model does, so 0 is the default. A
+                request that could not be sent at all is tried again in any case.
+            parameters: further fields of the JSON document, such as top_k=3. One that is called version or
+                retries has to be written into a document of your own.
+
+        Raises:
+            NotReachable: no answer came; its `sent` says whether the model may have seen the request.
+            Refused: the model or the server said no.
+            BadReply: the answer is no JSON.
+        """
+        path = f"/predictions/{segment('name', name)}"
+        if version is not None:
+            path += f"/{segment('version', version)}"
+        return self.call("POST", path, document=merge(fields(document), parameters), retries=retries).json()
+
+    def ping(self) -> bool:
+        """Whether the server calls itself healthy.
+
+        It does while models load, while a worker ends again and again, and when there is no model at all. To
+        learn whether a model answers, ask ManagementClient.ready.
+        """
+        try:
+            return bool(self.call("GET", "/ping", retries=2).field("status", str) == "Healthy")
+        except Refused as error:
+            if error.status >= 500:
+                return False
+            raise
+
+
+def fields(document: str | Sequence[str] | Mapping[str, Any]) -> Mapping[str, Any]:
+    """What predict was given, as the JSON object that the handler reads."""
+    if isinstance(document, str):
+        return {"text": document}
+    if isinstance(document, Mapping):
+        return document
+    if isinstance(document, Sequence) and all(isinstance(text, str) for text in document):
+        return {"texts": list(document)}
+    raise TypeError("predict takes a text, a list of texts or a mapping")
+
+
+def merge(document: Mapping[str, Any], parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The document with the parameters in it; neither silently overrules the other."""
+    twice = sorted(document.keys() & parameters.keys())
+    if twice:
+        raise ValueError(f"given twice, in the document and as a parameter: {', '.join(twice)}")
+    return {**document, **parameters}
