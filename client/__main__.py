@@ -10,8 +10,9 @@ from collections.abc import Sequence
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command, and return its exit status."""
     try:
-        from client.arguments import parse  # here, so that Ctrl-C is quiet while requests is imported too
-        from client.errors import ClientError
+        # Here, so that Ctrl-C is quiet while requests is imported too.
+        from client.arguments import parse  # noqa: PLC0415
+        from client.errors import ClientError  # noqa: PLC0415
 
         args = parse(sys.argv[1:] if argv is None else argv)
         try:

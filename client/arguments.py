@@ -91,9 +91,7 @@ def predict(command: argparse.ArgumentParser) -> None:
 def ready(command: argparse.ArgumentParser) -> None:
     """What to wait for."""
     name_and_version(command)
-    command.add_argument(
-        "--workers", metavar="N", type=natural, help="how many; the model's minimum if not given"
-    )
+    command.add_argument("--workers", metavar="N", type=natural, help="how many; the model's minimum if not given")
 
 
 def models(command: argparse.ArgumentParser) -> None:
@@ -125,15 +123,11 @@ def register(command: argparse.ArgumentParser) -> None:
         "--initial-workers", metavar="N", type=natural, default=1, help="how many to start (default 1)"
     )
     command.add_argument("--batch-size", metavar="N", type=natural, help="the largest batch")
-    command.add_argument(
-        "--max-batch-delay", metavar="MS", type=natural, help="how long a batch may take to fill"
-    )
+    command.add_argument("--max-batch-delay", metavar="MS", type=natural, help="how long a batch may take to fill")
     command.add_argument(
         "--response-timeout", metavar="S", type=natural, help="how long a worker may take for a batch"
     )
-    command.add_argument(
-        "--startup-timeout", metavar="S", type=natural, help="how long a worker may take to load"
-    )
+    command.add_argument("--startup-timeout", metavar="S", type=natural, help="how long a worker may take to load")
 
 
 def set_default(command: argparse.ArgumentParser) -> None:

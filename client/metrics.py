@@ -13,9 +13,7 @@ from client.errors import BadReply
 from client.transport import Transport
 
 PAIR = r'[a-zA-Z_]\w*\s*=\s*"(?:[^"\\]|\\.)*"'
-LABELS = (
-    rf"\{{\s*(?P<labels>{PAIR}(?:\s*,\s*{PAIR})*)?\s*,?\s*\}}"  # Java's writer ends the labels with a comma
-)
+LABELS = rf"\{{\s*(?P<labels>{PAIR}(?:\s*,\s*{PAIR})*)?\s*,?\s*\}}"  # Java's writer ends the labels with a comma
 SAMPLE = re.compile(rf"(?P<name>[a-zA-Z_:][\w:]*)(?:\s*{LABELS}\s*|\s+)(?P<value>\S+)(?:\s+-?\d+)?", re.ASCII)
 LABEL = re.compile(r'(?P<name>\w+)\s*=\s*"(?P<value>(?:[^"\\]|\\.)*)"', re.ASCII)
 ESCAPE = re.compile(r"\\(.)")

@@ -19,9 +19,7 @@ class Meter:
     def __call__(self, ready: int, wanted: int) -> None:
         """Show the number of ready workers and of those wanted."""
         line = f"{self._name}: {ready} of {wanted} workers ready"
-        print(
-            f"\r\033[K{line}" if self._rewrites else line, end="" if self._rewrites else "\n", file=sys.stderr
-        )
+        print(f"\r\033[K{line}" if self._rewrites else line, end="" if self._rewrites else "\n", file=sys.stderr)
         sys.stderr.flush()
         self._shown = True
 

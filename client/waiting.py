@@ -13,9 +13,7 @@ PAUSE = 0.2  # seconds between two looks
 Progress = Callable[[int, int], object]
 
 
-def wait_for(
-    look: Callable[[], Model], workers: int | None, timeout: float, progress: Progress | None
-) -> Model:
+def wait_for(look: Callable[[], Model], workers: int | None, timeout: float, progress: Progress | None) -> Model:
     """Look until enough workers are ready.
 
     Args:

@@ -23,6 +23,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import psutil
+
 from client import ClientError, ManagementClient
 
 SYS_PIDFD_GETFD = 438  # the same number on every architecture (asm-generic/unistd.h)

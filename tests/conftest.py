@@ -10,9 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
-
-from support import reference, scenarios, tiny_models, worker  # noqa: E402
+from tests.support import reference, scenarios, tiny_models, worker
 
 TASKS = ("text-classification", "feature-extraction")
 

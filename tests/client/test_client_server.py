@@ -186,9 +186,7 @@ def test_register_explains_a_refusal(
     assert caught.value.status == status
 
 
-def test_the_default_version_is_the_last_to_go(
-    inference: InferenceClient, management: ManagementClient
-) -> None:
+def test_the_default_version_is_the_last_to_go(inference: InferenceClient, management: ManagementClient) -> None:
     management.register("echo.mar", "pair", initial_workers=0)
     management.register("echo2.mar", "pair")
     with pytest.raises(Refused, match="make another version the default first") as caught:

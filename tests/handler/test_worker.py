@@ -9,10 +9,10 @@ import signal
 import numpy as np
 import pytest
 import torch
-from support import frames, reference, tiny_models, worker
 
 from handler import devices
 from handler.errors import DeviceLost, LoadError, OutOfMemory
+from tests.support import frames, reference, tiny_models, worker
 
 TEXTS = [
     "a wonderful story",

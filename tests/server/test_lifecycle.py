@@ -15,11 +15,11 @@ from collections import Counter
 import psutil
 import pytest
 import requests
-from support import archives
-from support.serving import ROOT, Serving
-from support.torchserve import ServerFailed, free_port_base
 
 from client import ClientError, InferenceClient, ManagementClient
+from tests.support import archives
+from tests.support.serving import ROOT, Serving
+from tests.support.torchserve import ServerFailed, free_port_base
 
 pytestmark = pytest.mark.server
 

@@ -10,10 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 import psutil
 import pytest
 import requests
-from support import archives, scenarios
-from support.serving import Serving
 
 from client import InferenceClient, ManagementClient, MetricsClient, Refused
+from tests.support import archives, scenarios
+from tests.support.serving import Serving
 
 pytestmark = pytest.mark.server
 

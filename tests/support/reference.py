@@ -1,4 +1,4 @@
-"""What transformers and sentence-transformers answer when they are run directly: one text at a time, no padding."""
+"""What transformers and sentence-transformers answer run directly: one text at a time, no padding."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from urllib.parse import urlencode
 
 import numpy as np
 
-from support import frames
+from tests.support import frames
 
 DIRECTORY = Path(__file__).parent.parent / "scenarios"
 
@@ -123,7 +123,7 @@ def _scenario(raw: dict[str, Any]) -> Scenario:
 
 
 def _expand(value: Any) -> Any:
-    """`{"$repeat": ["a ", 3]}` is "a a a ", `{"$times": ["a", 3]}` a list of three; `"$many": 3` three more keys."""
+    """`{"$repeat": ["a ", 3]}` is "a a a ", `{"$times": ["a", 3]}` a list; `"$many": 3` is three more keys."""
     if isinstance(value, list):
         return [_expand(item) for item in value]
     if not isinstance(value, dict):

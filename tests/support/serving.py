@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 import psutil
-from support.torchserve import TorchServe
+
+from tests.support.torchserve import TorchServe
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 

@@ -1,4 +1,4 @@
-"""Models of a real architecture with random weights from a fixed seed, and a tokenizer of a few words and all letters."""
+"""Models of a real architecture with random weights from a fixed seed; their tokenizer knows a few words."""
 
 from __future__ import annotations
 

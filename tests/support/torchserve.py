@@ -180,9 +180,7 @@ class TorchServe:
             try:
                 found = management.models()
                 if len(found) < len(self.models):  # the server only logs a model that it cannot load
-                    raise self._failed(
-                        f"of {list(self.models)} only {[model.name for model in found]} are there"
-                    )
+                    raise self._failed(f"of {list(self.models)} only {[model.name for model in found]} are there")
                 for model in found:
                     management.ready(model.name, model.version, timeout=1)
                 return
