@@ -1,0 +1,167 @@
+"""The command line: build, inspect, verify. The path of an archive is all that a build says on stdout.
+
+Status: 0 done, 1 refused or not whole, 2 wrong usage, 128 + n ended by signal n.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+
+from archiver.errors import Interrupted, Refused
+
+# Only what Python brings is imported up here: --help is to work before anything is installed.
+MODEL_STORE = Path(__file__).resolve().parents[1] / "model_store"
+FORMATS = ("zip-store", "default", "tgz", "no-archive")
+EVERY = 2.0  # s between two lines of progress that nobody is watching on a terminal
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line. Flags that torch-model-archiver has keep its names."""
+    whole = argparse.ArgumentParser(
+        prog="archiver", description="Archives for TorchServe.", allow_abbrev=False
+    )
+    commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_build(commands.add_parser("build", help="build an archive", allow_abbrev=False))
+    inspect = commands.add_parser("inspect", help="say what is in an archive", allow_abbrev=False)
+    inspect.add_argument(
+        "file", metavar="FILE", type=Path, help="a .mar, a .tar.gz or a no-archive directory"
+    )
+    inspect.add_argument("--json", action="store_true", help="for programs")
+    verify = commands.add_parser("verify", help="say whether an archive is whole", allow_abbrev=False)
+    verify.add_argument("file", metavar="FILE", type=Path, help="a .mar, a .tar.gz or a no-archive directory")
+    return whole
+
+
+def _add_build(build: argparse.ArgumentParser) -> None:
+    build.description = (
+        "Build an archive from a recipe, from any model, or from a recipe with flags that beat it."
+    )
+    build.epilog = (
+        "SOURCE_DATE_EPOCH sets the one time that an archive knows; unset, it is 1980-01-01. "
+        "The same inputs give the same bytes."
+    )
+    build.add_argument(
+        "recipe", nargs="?", type=Path, metavar="RECIPE", help="a directory such as recipes/sentiment"
+    )
+    build.add_argument("--model", metavar="MODEL", help="a directory, or HUB_ID[@REVISION]")
+    build.add_argument("--task", help="what the model does, such as text-classification")
+    build.add_argument("--model-name", metavar="NAME", help="its name in URLs, and the archive's")
+    build.add_argument("-v", "--version", help="its version in URLs")
+    build.add_argument("-c", "--config-file", type=Path, metavar="FILE", help="a model-config.yaml")
+    build.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="beats a key of it; repeatable"
+    )
+    build.add_argument(
+        "--extra-files", action="append", default=[], metavar="PATH,...", help="put beside the handler"
+    )
+    build.add_argument("--export-path", type=Path, metavar="DIR", help="where to; default: model_store/")
+    build.add_argument("--archive-format", choices=FORMATS, default="zip-store", help="default: zip-store")
+    build.add_argument("-f", "--force", action="store_true", help="replace an archive that is there")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command; returns its status."""
+    flags = parser().parse_args(arguments)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    try:
+        return {"build": _build, "inspect": _inspect, "verify": _verify}[flags.command](flags)
+    except Refused as error:
+        for problem in error.problems:
+            _say(f"error: {problem}")
+    except BrokenPipeError:
+        sys.stderr.close()  # whoever read us has gone
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        _say(f"error: {place}{error.strerror or error}")
+    except Interrupted as error:
+        _say(f"stopped by {signal.Signals(error.number).name}; nothing was changed")
+        return 128 + error.number
+    return 1
+
+
+def _build(flags: argparse.Namespace) -> int:
+    from archiver import build, recipe  # noqa: PLC0415
+
+    if flags.export_path is None:
+        MODEL_STORE.mkdir(exist_ok=True)
+    wanted = recipe.read(
+        recipe.Flags(
+            recipe=flags.recipe,
+            model=flags.model,
+            task=flags.task,
+            model_name=flags.model_name,
+            version=flags.version,
+            config_file=flags.config_file,
+            archive_format=flags.archive_format,
+            extra_files=tuple(flags.extra_files),
+            overrides=tuple(flags.set),
+        )
+    )
+    target = build.build(
+        wanted,
+        flags.export_path or MODEL_STORE,
+        flags.archive_format,
+        force=flags.force,
+        say=_say,
+        progress=_Progress(),
+    )
+    print(target)
+    return 0
+
+
+def _inspect(flags: argparse.Namespace) -> int:
+    from archiver import listing  # noqa: PLC0415
+
+    described = listing.describe(flags.file)
+    print(json.dumps(described, indent=2) if flags.json else listing.text(described))
+    return 0
+
+
+def _verify(flags: argparse.Namespace) -> int:
+    from archiver import verify  # noqa: PLC0415
+
+    problems = verify.problems(flags.file)
+    for problem in problems:
+        _say(f"error: {flags.file}: {problem}")
+    if not problems:
+        print(f"{flags.file}: whole")
+    return 1 if problems else 0
+
+
+class _Progress:
+    """Bytes read so far: on a terminal in place, elsewhere a line now and then, for short builds nothing."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+        self._every = 0.2 if sys.stderr.isatty() else EVERY
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self._last < self._every:
+            return
+        self._last = now
+        line = f"  {done / 1e6:,.0f} of {total / 1e6:,.0f} MB"
+        sys.stderr.write(f"\r{line} " if sys.stderr.isatty() else f"{line}\n")
+        sys.stderr.flush()
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(each, signal.SIG_IGN)  # one is enough; clean-up is not to be interrupted
+    raise Interrupted(number)
+
+
+def _say(line: str) -> None:
+    prefix = "\r\033[K" if sys.stderr.isatty() else ""  # over a line of progress
+    print(prefix + line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

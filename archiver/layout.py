@@ -1,0 +1,105 @@
+"""What lies where in an archive; two files of one name in two directories stay two files."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from archiver import manifest
+from archiver.errors import Refused
+from archiver.recipe import Recipe
+from archiver.snapshot import PICKLES, Snapshot
+
+ROOT = Path(__file__).resolve().parents[1]
+HANDLER_ROOM = ROOT / "handler"
+TAKEN = frozenset({"handler", "model", "MAR-INF", manifest.HANDLER, manifest.CONFIG})
+
+
+@dataclass(frozen=True)
+class Member:
+    """One file of an archive."""
+
+    name: str  # its path there, with slashes
+    source: Path | bytes
+    size: int
+
+    def content(self) -> bytes:
+        """All of it; for small ones."""
+        return self.source if isinstance(self.source, bytes) else self.source.read_bytes()
+
+
+def members(recipe: Recipe, snapshot: Snapshot, handler_room: Path, when: int) -> list[Member]:
+    """Every file of the archive but SHA256SUMS, sorted by name.
+
+    Raises:
+        Refused: an extra file is not there, or would take the place of another.
+    """
+    config = yaml.safe_dump(recipe.config.document(), sort_keys=False).encode()
+    about = manifest.manifest(recipe.name, recipe.version, recipe.extensions, when)
+    found = [_text(manifest.MANIFEST, about), _text(manifest.CONFIG, config), *_handler(handler_room)]
+    found += [Member(f"model/{name}", snapshot.root / name, size) for name, size in snapshot.files.items()]
+    found += _extra(recipe.extra_files)
+    return sorted(found, key=lambda member: member.name)
+
+
+def _text(name: str, content: bytes) -> Member:
+    return Member(name, content, len(content))
+
+
+def _handler(room: Path) -> Iterator[Member]:
+    """The handler's file at the root, where TorchServe imports it; the rest of its package beside it."""
+    entry = room / manifest.HANDLER
+    if not entry.is_file():
+        raise Refused(f"{entry}: is missing; an archive cannot be served without it")
+    yield _text(manifest.HANDLER, entry.read_bytes())
+    for path in sorted(room.rglob("*.py")):
+        name = path.relative_to(room)
+        if path != entry and not {"tests", "__pycache__"} & set(name.parts):
+            yield _text(f"handler/{name.as_posix()}", path.read_bytes())
+
+
+def _extra(arguments: Iterable[str]) -> list[Member]:
+    """Files at the root under their own names; a directory keeps its tree, under its own name."""
+    found: dict[str, Member] = {}
+    problems: list[str] = []
+    for path in _paths(arguments, problems):
+        name = path.resolve().name
+        if name in TAKEN:
+            problems.append(f"--extra-files {path}: {name} has a meaning of its own in an archive")
+        elif not path.is_dir() and path.suffix.lower() in PICKLES:
+            problems.append(f"--extra-files {path}: a pickle, which can run code, is never packed")
+        else:
+            for member in _tree(path, name):
+                if member.name in found and found[member.name].source != member.source:
+                    problems.append(f"--extra-files {path}: there is another {member.name} already")
+                found[member.name] = member
+    if problems:
+        raise Refused(*problems)
+    return list(found.values())
+
+
+def _paths(arguments: Iterable[str], problems: list[str]) -> Iterator[Path]:
+    """A comma separates, as upstream has it, unless a path with that comma exists."""
+    for argument in arguments:
+        parts = [argument] if os.path.exists(argument) else [part.strip() for part in argument.split(",")]
+        for part in parts:
+            matches = [part] if os.path.exists(part) else sorted(glob.glob(part))
+            if not matches:
+                problems.append(f"--extra-files {part}: there is no such file")
+            yield from map(Path, matches)
+
+
+def _tree(path: Path, name: str) -> Iterator[Member]:
+    if path.is_file():
+        yield Member(name, path.resolve(), path.stat().st_size)
+        return
+    for inner in sorted(path.rglob("*")):
+        relative = inner.relative_to(path)
+        hidden = any(part.startswith(".") or part == "__pycache__" for part in relative.parts)
+        if inner.is_file() and not hidden and inner.suffix.lower() not in PICKLES:
+            yield Member(f"{name}/{relative.as_posix()}", inner.resolve(), inner.stat().st_size)

@@ -1,0 +1,90 @@
+"""The other end of worker.py: starts the clean process, and asks it about the finished archive."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from archiver.errors import Refused
+from archiver.layout import Member
+
+SCRIPT = Path(__file__).with_name("worker.py")
+LARGEST = 16 << 20  # bytes of an extra file that is compared by content
+TIMEOUT = 600  # s
+# What a worker needs of this process's environment; everything else stays here, PYTHONPATH above all.
+PASSED_ON = ("PATH", "HOME", "LANG", "TMPDIR", "LD_LIBRARY_PATH", "SYSTEMROOT")
+
+
+class Opening:
+    """A worker that is loading the handler while the archive is being written."""
+
+    def __init__(self, members: Sequence[Member], stage: Path) -> None:
+        self._sizes = {member.name: member.size for member in members}
+        self._stage = stage
+        self._log = stage.with_name("log").open("w+", encoding="utf-8", errors="replace")
+        environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+        self.process = subprocess.Popen(
+            [sys.executable, "-I", str(SCRIPT), str(stage)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            env={**environment, "HF_HUB_OFFLINE": "1"},
+        )
+
+    def check(self, archive: Path) -> list[str]:
+        """Opens the finished archive there.
+
+        Returns:
+            what is worth knowing.
+
+        Raises:
+            Refused: a worker could not open it; every reason.
+        """
+        order = json.dumps({"archive": str(archive), "sizes": self._sizes})
+        try:
+            answer, _ = self.process.communicate(order + "\n", timeout=TIMEOUT)
+            report = json.loads(answer)
+        except subprocess.TimeoutExpired as error:
+            raise Refused(f"the archive's handler was not imported within {TIMEOUT} s") from error
+        except ValueError as error:
+            raise Refused(
+                f"the clean process ended with status {self.process.returncode}", *self._last_lines()
+            ) from error
+        if report["problems"]:
+            raise Refused(*(f"in a worker: {problem}" for problem in report["problems"]))
+        notes: list[str] = report["notes"]
+        return notes
+
+    def _last_lines(self) -> list[str]:
+        self._log.seek(0)
+        return self._log.read().strip().splitlines()[-3:]
+
+    def close(self) -> None:
+        """Ends the process, wherever it is."""
+        self.process.kill()
+        self.process.communicate()
+        self._log.close()
+
+
+@contextmanager
+def opening(members: Sequence[Member]) -> Iterator[Opening]:
+    """Starts loading the handler from these members, in a private directory."""
+    with tempfile.TemporaryDirectory(prefix="archiver-") as private:
+        stage = Path(private, "archive")
+        for member in members:
+            if not member.name.startswith("model/") and member.size <= LARGEST:
+                path = stage / member.name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(member.content())
+        worker = Opening(members, stage)
+        try:
+            yield worker
+        finally:
+            worker.close()
