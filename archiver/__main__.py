@@ -23,15 +23,11 @@ EVERY = 2.0  # s between two lines of progress that nobody is watching on a term
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line. Flags that torch-model-archiver has keep its names."""
-    whole = argparse.ArgumentParser(
-        prog="archiver", description="Archives for TorchServe.", allow_abbrev=False
-    )
+    whole = argparse.ArgumentParser(prog="archiver", description="Archives for TorchServe.", allow_abbrev=False)
     commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_build(commands.add_parser("build", help="build an archive", allow_abbrev=False))
     inspect = commands.add_parser("inspect", help="say what is in an archive", allow_abbrev=False)
-    inspect.add_argument(
-        "file", metavar="FILE", type=Path, help="a .mar, a .tar.gz or a no-archive directory"
-    )
+    inspect.add_argument("file", metavar="FILE", type=Path, help="a .mar, a .tar.gz or a no-archive directory")
     inspect.add_argument("--json", action="store_true", help="for programs")
     verify = commands.add_parser("verify", help="say whether an archive is whole", allow_abbrev=False)
     verify.add_argument("file", metavar="FILE", type=Path, help="a .mar, a .tar.gz or a no-archive directory")
@@ -39,9 +35,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_build(build: argparse.ArgumentParser) -> None:
-    build.description = (
-        "Build an archive from a recipe, from any model, or from a recipe with flags that beat it."
-    )
+    build.description = "Build an archive from a recipe, from any model, or from a recipe with flags that beat it."
     build.epilog = (
         "SOURCE_DATE_EPOCH sets the one time that an archive knows; unset, it is 1980-01-01. "
         "The same inputs give the same bytes."

@@ -63,9 +63,7 @@ class Content:
 Put = Callable[[Member, Content], None]  # writes one member, and reads its content to the end
 
 
-def write_zip(
-    file: BinaryIO, members: Iterable[Member], when: int, progress: Progress, *, deflate: bool
-) -> None:
+def write_zip(file: BinaryIO, members: Iterable[Member], when: int, progress: Progress, *, deflate: bool) -> None:
     """A .mar. The file must be seekable: Java refuses a stored entry whose sizes come after it."""
     kind = zipfile.ZIP_DEFLATED if deflate else zipfile.ZIP_STORED
     with zipfile.ZipFile(file, "w", kind) as archive:

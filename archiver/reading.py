@@ -74,9 +74,7 @@ def _zip(archive: zipfile.ZipFile, path: Path) -> Iterator[tuple[str, int, IO[by
     with path.open("rb") as raw:
         for info in sorted(archive.infolist(), key=lambda info: info.header_offset):
             if info.header_offset != position:
-                raise zipfile.BadZipFile(
-                    f"{info.filename}: lies at {info.header_offset}, expected {position}"
-                )
+                raise zipfile.BadZipFile(f"{info.filename}: lies at {info.header_offset}, expected {position}")
             position = _content_offset(raw, info) + info.compress_size
             if not info.is_dir():
                 with archive.open(info) as content:

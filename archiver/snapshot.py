@@ -15,9 +15,7 @@ from archiver.errors import Refused
 from archiver.weights import INDEX_SUFFIX, pointer_problem, safetensors_problem, shard_problems
 
 PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib"})
-OTHER_WEIGHTS = frozenset(
-    {".h5", ".msgpack", ".onnx", ".onnx_data", ".ot", ".gguf", ".tflite", ".mlmodel", ".pb"}
-)
+OTHER_WEIGHTS = frozenset({".h5", ".msgpack", ".onnx", ".onnx_data", ".ot", ".gguf", ".tflite", ".mlmodel", ".pb"})
 KEPT = (
     ".safetensors",
     ".json",
@@ -31,18 +29,14 @@ KEPT = (
     ".spm",
     ".md",
 )
-KEPT_NAMES = re.compile(
-    r"(LICEN[CS]E|NOTICE|COPYING|README|USE_POLICY|merges|vocab)([._-].*)?", re.IGNORECASE
-)
+KEPT_NAMES = re.compile(r"(LICEN[CS]E|NOTICE|COPYING|README|USE_POLICY|merges|vocab)([._-].*)?", re.IGNORECASE)
 LEFT_DIRECTORIES = {
     "onnx": "weights in another format",
     "openvino": "weights in another format",
     "coreml": "weights in another format",
     "__pycache__": "not a model file",
 }
-CHECKPOINT = re.compile(
-    r"checkpoint-\d+"
-)  # the Trainer leaves them beside the model: weights of an earlier step
+CHECKPOINT = re.compile(r"checkpoint-\d+")  # the Trainer leaves them beside the model: weights of an earlier step
 # Pickles that hold no weights, so that their loss changes no answer.
 TRAINING_STATE = re.compile(
     r"(training_args|optimizer|scheduler|scaler|rng_state(_\d+)?|global_step.*)\.(bin|pth?)"

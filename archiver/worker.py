@@ -95,9 +95,7 @@ def _check_places(root: Path, problems: list[str]) -> None:
         if top in ours and place is not None and not inside:
             problems.append(f"{name}: was imported from {place}, not from the archive")
         elif inside and name == top and top not in ours:
-            problems.append(
-                f"{Path(str(place)).relative_to(root)}: hides the module {name} that a worker needs"
-            )
+            problems.append(f"{Path(str(place)).relative_to(root)}: hides the module {name} that a worker needs")
     for entry in sorted(root.iterdir()):
         module_like = entry.suffix == ".py" or (entry / "__init__.py").exists()
         if module_like and entry.stem in sys.stdlib_module_names:

@@ -49,9 +49,7 @@ def timed(line: list[str], **environment: str) -> float:
 
 def main() -> None:
     """Builds in turns and prints the medians."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=int, default=500, help="of weights; a multiple of 10")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--house", type=Path, default=ROOT, help="the repository with archiver/ and handler/")
@@ -78,9 +76,7 @@ def main() -> None:
             times["archiver zip-store"].append(timed(ours, PYTHONPATH=str(flags.house)))
         shutil.rmtree(place / "out")
     for name, seconds in times.items():
-        print(
-            f"{name:30}{statistics.median(seconds):8.2f} s   runs: {', '.join(f'{s:.2f}' for s in seconds)}"
-        )
+        print(f"{name:30}{statistics.median(seconds):8.2f} s   runs: {', '.join(f'{s:.2f}' for s in seconds)}")
     slow, fast = (statistics.median(seconds) for seconds in times.values())
     print(f"{slow / fast:.1f} times as fast, {flags.megabytes} MB of weights, load {os.getloadavg()[0]:.1f}")
 

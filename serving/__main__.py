@@ -16,9 +16,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
-from client import ClientError, ManagementClient
 from ts.arg_parser import ArgParser
 
+from client import ClientError, ManagementClient
 from serving import java, settings
 from serving.drain import drain
 from serving.errors import CannotServe
@@ -71,10 +71,7 @@ def serve(args: argparse.Namespace, scratch: Path) -> int:
     store = Path(args.model_store or ROOT / "model_store").resolve()
     models = args.models or settings.archives_in(store)
     for model in models:
-        if not (store / model.rpartition("=")[2]).exists():
-            raise CannotServe(
-                f"there is no {model.rpartition('=')[2]} in {store}; scripts/archive.sh builds archives"
-            )
+        settings.check_archive(store, model.rpartition("=")[2])
     properties = settings.write_properties(args, store, scratch)
     settings.check_ports(properties)
     command = java.command(args, properties, store, models, scratch)

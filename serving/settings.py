@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import re
 import socket
+import tarfile
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -12,6 +14,7 @@ from urllib.parse import urlsplit
 from serving.errors import CannotServe
 
 ADDRESSES = ("inference_address", "management_address", "metrics_address")
+MANIFEST = "MAR-INF/MANIFEST.json"
 GRPC_PORTS = ("grpc_inference_port", "grpc_management_port")
 
 
@@ -25,6 +28,21 @@ def archives_in(store: Path) -> list[str]:
     if not names:
         raise CannotServe(f"{store} holds no archive; scripts/archive.sh builds them")
     return names
+
+
+def check_archive(store: Path, name: str) -> None:
+    """TorchServe takes any file or directory for a model, and then starts workers for ever that cannot load it."""
+    path = store / name
+    if not path.exists():
+        raise CannotServe(f"there is no {name} in {store}; scripts/archive.sh builds archives")
+    if path.is_dir():
+        whole = (path / MANIFEST).is_file()
+    elif name.endswith(".tar.gz"):
+        whole = tarfile.is_tarfile(path)
+    else:
+        whole = zipfile.is_zipfile(path) and MANIFEST in zipfile.ZipFile(path).namelist()
+    if not whole:
+        raise CannotServe(f"{name} is not an archive; python -m archiver verify says more")
 
 
 def write_properties(args: argparse.Namespace, store: Path, scratch: Path) -> dict[str, str]:

@@ -99,9 +99,7 @@ def test_everything_has_its_place(build, form, tmp_path, model):
         "model/tokenizer_config.json",
         "transformer_handler.py",
     ]
-    assert (root / "model/1_Pooling/config.json").read_bytes() == (
-        model / "1_Pooling/config.json"
-    ).read_bytes()
+    assert (root / "model/1_Pooling/config.json").read_bytes() == (model / "1_Pooling/config.json").read_bytes()
     subprocess.run(["sha256sum", "--check", "--strict", "MAR-INF/SHA256SUMS"], cwd=root, check=True)
     manifest = json.loads((root / "MAR-INF/MANIFEST.json").read_text())
     assert manifest == {

@@ -13,9 +13,7 @@ ANY = ("--task", "text-classification", "--model-name", "m", "--version", "1")
 
 
 def test_build_inspect_verify(command, model, store):
-    done = command(
-        "build", "--model", "model", *ANY, "--export-path", "store", "--set", "handler.max_tokens=256"
-    )
+    done = command("build", "--model", "model", *ANY, "--export-path", "store", "--set", "handler.max_tokens=256")
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{store / 'm.mar'}\n", "")
     done = command("verify", store / "m.mar")
     assert (done.returncode, done.stdout) == (0, f"{store / 'm.mar'}: whole\n")
@@ -125,14 +123,10 @@ def test_a_revision_that_can_move_gets_a_warning(command, store, tmp_path):
 @pytest.mark.parametrize("env", [NO_NETWORK, {"HF_HUB_OFFLINE": "1"}])
 def test_without_a_network_there_is_one_line(command, store, tmp_path, env):
     env = {**env, "HF_HOME": str(tmp_path / "hf")}
-    done = command(
-        "build", "--model", f"org/mood@{COMMIT}", *ANY, "--export-path", "store", env=env, timeout=60
-    )
+    done = command("build", "--model", f"org/mood@{COMMIT}", *ANY, "--export-path", "store", env=env, timeout=60)
     assert (done.returncode, done.stdout) == (1, "")
     (line,) = done.stderr.splitlines()
-    assert line.startswith(
-        f"error: org/mood@{COMMIT}: there is no such directory, and the hub did not give it"
-    )
+    assert line.startswith(f"error: org/mood@{COMMIT}: there is no such directory, and the hub did not give it")
 
 
 def test_the_script_takes_paths_from_where_the_user_is(house, model, store, tmp_path):
@@ -146,9 +140,7 @@ def test_the_script_takes_paths_from_where_the_user_is(house, model, store, tmp_
         (binaries / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
         (binaries / "python").chmod(0o755)
     stamp = 'cat "$1/requirements.txt" "$1/constraints.txt" | sha256sum'
-    wanted = subprocess.run(
-        ["sh", "-c", stamp, "sh", house], capture_output=True, text=True, check=True
-    ).stdout
+    wanted = subprocess.run(["sh", "-c", stamp, "sh", house], capture_output=True, text=True, check=True).stdout
     (house / ".venv" / ".installed-requirements").write_text(wanted.rstrip("\n"))
     recipe = tmp_path / "recipes" / "mood"
     recipe.mkdir(parents=True)

@@ -134,9 +134,7 @@ def test_a_directory_that_is_not_there_is_not_looked_for_on_the_hub(place):
 
 
 def test_a_recipe_that_is_not_there(tmp_path):
-    assert refusal(Flags(recipe=tmp_path / "gone")) == (
-        f"{tmp_path / 'gone'}: there is no such recipe directory",
-    )
+    assert refusal(Flags(recipe=tmp_path / "gone")) == (f"{tmp_path / 'gone'}: there is no such recipe directory",)
 
 
 def test_the_packed_configuration_says_every_default(model):

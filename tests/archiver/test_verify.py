@@ -21,9 +21,7 @@ from archiver.verify import problems
 def build(model, store, room):
     def run(form="zip-store"):
         recipe = read(
-            Flags(
-                model=str(model), model_name="m", version="1", task="text-classification", archive_format=form
-            )
+            Flags(model=str(model), model_name="m", version="1", task="text-classification", archive_format=form)
         )
         return building.build(recipe, store, form, force=True, say=print, handler_room=room, opened=False)
 

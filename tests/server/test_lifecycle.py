@@ -30,7 +30,7 @@ TEXTS = {"texts": ["the film was not good at all and I would not see it again " 
 def store(tiny, tmp_path_factory):
     store = tmp_path_factory.mktemp("store")
     model = tiny["text-classification"] / "model"
-    archives.build_model(store, "tiny", model, "text-classification", "--set=maxWorkers=2", "--set=minWorkers=2")
+    archives.build_model(store, "tiny", model, "text-classification", "--set=maxWorkers=2")
     return store
 
 
@@ -109,7 +109,7 @@ def test_a_killed_worker_comes_back(store):
         psutil.wait_procs([psutil.Process(victim)] if psutil.pid_exists(victim) else [], timeout=10)
         while "Retry worker" not in server.output():
             time.sleep(0.1)
-        management.ready("tiny", workers=2, timeout=60)
+        management.ready("tiny", timeout=60)
         assert InferenceClient(server.inference_url).predict("tiny", "a")["label"]
         assert victim not in {worker.pid for worker in management.describe("tiny").workers}
 
@@ -164,12 +164,23 @@ def test_an_empty_or_missing_store(tmp_path):
     assert "there is no model store" in serve("--model-store", tmp_path / "absent").stderr
 
 
-def test_an_archive_that_is_none(tmp_path):
-    """TorchServe logs it and serves nothing; we end, and say so."""
-    (tmp_path / "broken.mar").write_bytes(b"this is not an archive")
+@pytest.mark.parametrize("content", [b"this is not an archive", b""])
+def test_an_archive_that_is_none(tmp_path, content):
+    (tmp_path / "broken.mar").write_bytes(content)
+    ended = serve("--model-store", tmp_path)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("error: broken.mar is not an archive")
+
+
+def test_an_archive_that_torchserve_cannot_read(store, tmp_path):
+    """It logs that and serves nothing; we end, and say so."""
+    damaged = bytearray((store / "tiny.mar").read_bytes())
+    damaged[30:40] = b"?" * 10  # the first entry's name, as Java reads it
+    damaged[14:18] = b"????"  # and its checksum
+    (tmp_path / "damaged.mar").write_bytes(damaged)
     ended = serve("--model-store", tmp_path, "--port-base", free_port_base(5))
     assert ended.returncode == 1
-    assert "error: broken.mar could not be loaded" in ended.stderr
+    assert "error: damaged.mar could not be loaded" in ended.stderr
 
 
 def test_java_home_without_java(store, monkeypatch, tmp_path):
