@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
+import socket
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from archiver.errors import Refused
 from archiver.snapshot import KEPT, LEFT_DIRECTORIES
 
 HUB_ID = re.compile(r"(?P<id>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?", re.ASCII)
 COMMIT = re.compile(r"[0-9a-f]{40}")
+CONNECT_TIMEOUT = 5  # s
 WANTED = [f"*{suffix}" for suffix in KEPT] + ["LICENSE*", "NOTICE*", "*vocab*", "*merges*"]
 UNWANTED = [f"{name}/*" for name in LEFT_DIRECTORIES] + ["*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.py"]
 
@@ -27,13 +31,17 @@ def fetch(text: str) -> tuple[Path, str, list[str]]:
     if match is None:
         raise Refused(f"{text}: there is no such directory, and it is not HUB_ID[@REVISION]")
     name, revision = match["id"], match["revision"] or "main"
+    import httpx2  # noqa: PLC0415  with the hub's client 0.2 s, and most builds need no hub
+    from huggingface_hub.errors import HFValidationError  # noqa: PLC0415
+
+    unreachable = _unreachable()
     try:
-        folder = _download(name, revision)
-    except Exception as error:  # the hub's client and its HTTP library raise their own trees
-        reason = " ".join(str(error).split()) or type(error).__name__
+        folder = _download(name, revision, cached_only=unreachable is not None)
+    except (OSError, HFValidationError, httpx2.HTTPError) as error:  # what the hub's client lets through
+        reason = unreachable or f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         raise Refused(
-            f"{name}@{revision}: there is no such directory, and the hub did not give it: "
-            f"{type(error).__name__}: {reason[:300]}"
+            f"{name}@{revision}: is neither a directory nor in the hub's cache, "
+            f"and the hub did not give it: {reason}"
         ) from error
     warnings = []
     if not COMMIT.fullmatch(revision):
@@ -41,8 +49,34 @@ def fetch(text: str) -> tuple[Path, str, list[str]]:
     return folder, f"{name}@{folder.name}", warnings
 
 
-def _download(name: str, revision: str) -> Path:
-    from huggingface_hub import snapshot_download  # noqa: PLC0415  0.2 s, and most builds need no hub
+def _unreachable() -> str | None:
+    """Why the hub cannot be reached, or None. Its client would find out by half a minute of retries."""
+    from huggingface_hub import constants  # noqa: PLC0415
 
-    # Where the network fails, the client falls back to its cache.
-    return Path(snapshot_download(name, revision=revision, allow_patterns=WANTED, ignore_patterns=UNWANTED))
+    address = urlsplit(constants.ENDPOINT)
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    if getproxies():
+        return None  # the proxy knows
+    try:
+        port = address.port or (80 if address.scheme == "http" else 443)
+        socket.create_connection((address.hostname or "", port), CONNECT_TIMEOUT).close()
+    except OSError as error:
+        return f"{address.hostname} cannot be reached: {error.strerror or error}"
+    return None
+
+
+def _download(name: str, revision: str, *, cached_only: bool) -> Path:
+    from huggingface_hub import snapshot_download  # noqa: PLC0415
+    from huggingface_hub.utils import logging  # noqa: PLC0415
+
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # its retries are not news
+    return Path(
+        snapshot_download(
+            name,
+            revision=revision,
+            allow_patterns=WANTED,
+            ignore_patterns=UNWANTED,
+            local_files_only=cached_only,
+        )
+    )

@@ -24,7 +24,6 @@ DAMAGE = (
     struct.error,
     RuntimeError,
 )
-FORMATS = {"stored": "zip-store", "deflated": "default", "tar": "tgz", "directory": "no-archive"}
 LOCAL_HEADER = struct.Struct("<4s5H3L2H")
 STREAMED = 0x08  # the flag for sizes that come after the content
 ESCAPED = 0xFFFFFFFF  # a size that the ZIP64 field holds
@@ -49,8 +48,9 @@ def read(path: Path) -> Iterator[tuple[str, Iterator[tuple[str, int, IO[bytes]]]
             stored = all(info.compress_type == zipfile.ZIP_STORED for info in archive.infolist())
             yield "zip-store" if stored else "default", _zip(archive, path)
     elif _starts(path, b"\x1f\x8b"):
-        with tarfile.open(path, "r|gz") as tar:
-            yield "tgz", _tar(tar)
+        # Not "r|gz", which never looks at gzip's checksum.
+        with gzip.open(path) as unzipped, tarfile.open(fileobj=unzipped, mode="r|") as tar:
+            yield "tgz", _tar(tar, unzipped)
     else:
         raise Refused(f"{path}: is neither a .mar, a .tar.gz nor a directory")
 
@@ -108,11 +108,10 @@ def _content_offset(raw: IO[bytes], info: zipfile.ZipInfo) -> int:
     return raw.tell()
 
 
-def _tar(archive: tarfile.TarFile) -> Iterator[tuple[str, int, IO[bytes]]]:
+def _tar(archive: tarfile.TarFile, unzipped: gzip.GzipFile) -> Iterator[tuple[str, int, IO[bytes]]]:
     for entry in archive:
         content = archive.extractfile(entry)
         if content is not None:
             yield entry.name.partition("/")[2], entry.size, content  # cut as ZipUtils.java:124 cuts it
-    # Read to the very end: what is behind the last entry belongs to gzip's checksum.
-    while archive.fileobj is not None and archive.fileobj.read(1 << 20):
+    while unzipped.read(1 << 20):  # to the very end, where the checksum is
         pass

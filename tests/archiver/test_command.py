@@ -126,7 +126,7 @@ def test_without_a_network_there_is_one_line(command, store, tmp_path, env):
     done = command("build", "--model", f"org/mood@{COMMIT}", *ANY, "--export-path", "store", env=env, timeout=60)
     assert (done.returncode, done.stdout) == (1, "")
     (line,) = done.stderr.splitlines()
-    assert line.startswith(f"error: org/mood@{COMMIT}: there is no such directory, and the hub did not give it")
+    assert line.startswith(f"error: org/mood@{COMMIT}: is neither a directory nor in the hub")
 
 
 def test_the_script_takes_paths_from_where_the_user_is(house, model, store, tmp_path):
