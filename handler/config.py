@@ -96,7 +96,7 @@ class HandlerConfig:
     )
     max_batch_tokens: int = key(integer(1), "tokens, padding included, that go through the model at once", 4096)
     deadline_seconds: float | None = key(
-        optional(number(0.001, MAX_INT)),
+        optional(number(0.001, 86_400)),
         "s after which a batch's remaining requests get 504; null: 0.8 of responseTimeout",
         None,
     )
@@ -106,7 +106,6 @@ class HandlerConfig:
         None,
     )
     warm_up: bool = key(BOOLEAN, "run the model before the worker is READY", True)
-    profile: bool = key(BOOLEAN, "TorchServe's own timing of the three steps (ts/handler_utils/timer.py)", False)
     top_k: int | None = key(
         optional(integer(1)), "answer with the k best labels in place of all probabilities", None, CLASSIFIERS
     )

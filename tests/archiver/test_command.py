@@ -141,7 +141,7 @@ def test_the_script_takes_paths_from_where_the_user_is(house, model, store, tmp_
         (binaries / "python").chmod(0o755)
     stamp = 'cat "$1/requirements.txt" "$1/constraints.txt" | sha256sum'
     wanted = subprocess.run(["sh", "-c", stamp, "sh", house], capture_output=True, text=True, check=True).stdout
-    (house / ".venv" / ".installed-requirements").write_text(wanted.rstrip("\n"))
+    (house / ".venv" / ".installed-requirements.txt").write_text(wanted.rstrip("\n"))
     recipe = tmp_path / "recipes" / "mood"
     recipe.mkdir(parents=True)
     model.rename(recipe / "model")

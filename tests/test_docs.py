@@ -1,0 +1,73 @@
+"""What the README says is so."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from handler.config import TASKS, HandlerConfig, ServerConfig
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+SCRIPTS = sorted(path for path in (ROOT / "scripts").glob("*.sh") if path.name != "lib.sh")
+
+
+def row(field: dataclasses.Field) -> str:
+    words = {None: "null", True: "true", False: "false", dataclasses.MISSING: "required"}
+    unworded = type(field.default) in (int, float, str)
+    default = str(field.default) if unworded else words[field.default]
+    meta = field.metadata
+    only = f" ({', '.join(sorted(meta['tasks']))})" if meta["tasks"] else ""
+    return f"| `{field.name}` | {meta['rule'].expected} | {default} | {meta['help']}{only} |"
+
+
+@pytest.mark.parametrize("schema", [ServerConfig, HandlerConfig])
+def test_the_config_table_is_the_code(schema):
+    missing = [row(field) for field in dataclasses.fields(schema) if row(field) not in README]
+    assert not missing, "\n".join(missing)
+
+
+def test_the_config_table_has_nothing_else():
+    known = {field.name for schema in (ServerConfig, HandlerConfig) for field in dataclasses.fields(schema)}
+    section = README.partition("## Configuration")[2].partition("\n## ")[0]
+    assert set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == known
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_every_script_has_help_and_is_in_the_readme(script):
+    assert f"scripts/{script.name}" in README
+    shown = subprocess.run([script, "--help"], capture_output=True, text=True, timeout=120, check=False, cwd="/")
+    assert shown.returncode == 0 and "usage" in shown.stdout.lower()
+
+
+def test_the_readme_names_files_that_are_there():
+    for name in re.findall(
+        r"`((?:handler|archiver|client|serving|scripts|recipes|tests|benchmarks)/[\w./-]*)`", README
+    ):
+        assert (ROOT / name).exists(), name
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_is_documented(task):
+    assert f"### {task}" in README
+
+
+@pytest.mark.parametrize(
+    "command", ["predict", "ready", "models", "scale", "register", "unregister", "set-default", "metrics"]
+)
+def test_every_client_command_has_help(command):
+    python = ROOT / ".venv" / "bin" / "python"
+    shown = subprocess.run(
+        [python, "-m", "client", command, "--help"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        env={**os.environ},
+    )
+    assert shown.returncode == 0 and f"client {command}" in README

@@ -1,0 +1,113 @@
+"""The house: which room may import what, and what TorchServe asks of a handler."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+import ts
+from ts.utils.util import list_classes_from_module
+
+from handler import config
+from tests.support import scenarios
+
+ROOT = Path(__file__).parent.parent
+HANDLER = sorted((ROOT / "handler").rglob("*.py"))
+HEAVY = {"torch", "transformers", "ts"}
+
+# Nothing looks up: a room imports from its own floor or from one below.
+FLOORS = [
+    {"errors", "rules"},
+    {"config", "draining", "batch", "measures"},
+    {"wire", "request", "devices", "loading", "pooling"},
+    {"text_encoder", "protocols"},
+    {"tasks"},
+    {"pipeline"},
+    {"transformer_handler"},
+]
+LIGHT = {"errors", "rules", "config", "draining", "batch", "measures", "wire", "request", "protocols"}
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def room(path: Path) -> str:
+    return path.relative_to(ROOT / "handler").parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", HANDLER, ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_looks_up(path):
+    floor = {name: level for level, names in enumerate(FLOORS) for name in names}
+    if room(path) == "__init__":
+        return
+    for name in imports(path):
+        if name.startswith("handler."):
+            assert floor[name.split(".")[1]] <= floor[room(path)], f"{path.name} imports {name}"
+        if room(path) in LIGHT:
+            assert name.split(".")[0] not in HEAVY, f"{path.name} imports {name}"
+        if name.split(".")[0] == "ts":
+            assert room(path) == "transformer_handler"
+
+
+def test_the_handler_imports_nothing_of_the_other_rooms():
+    for path in HANDLER:
+        assert not {name.split(".")[0] for name in imports(path)} & {"archiver", "client", "serving", "tests"}
+
+
+def test_the_archiver_uses_the_configuration_and_nothing_else_of_the_handler():
+    allowed = {"handler.config", "handler.rules", "handler.errors"}
+    for path in (ROOT / "archiver").glob("*.py"):
+        names = {".".join(name.split(".")[:2]) for name in imports(path) if name.startswith("handler.")}
+        assert names <= allowed, path
+        assert not {name.split(".")[0] for name in imports(path)} & {"torch", "transformers"}, path
+
+
+def test_the_client_uses_neither():
+    for path in (ROOT / "client").glob("*.py"):
+        assert not {name.split(".")[0] for name in imports(path)} & {
+            "handler",
+            "archiver",
+            "torch",
+            "transformers",
+        }
+
+
+def test_torchserve_finds_one_class_and_no_function_called_handle():
+    module = importlib.import_module("handler.transformer_handler")
+    assert [found.__name__ for found in list_classes_from_module(module)] == ["TransformerHandler"]
+    assert not hasattr(module, "handle")
+
+
+def test_no_module_bears_a_name_that_is_taken():
+    taken = set(sys.stdlib_module_names) | {path.stem for path in Path(ts.__file__).parent.glob("*.py")}
+    for path in (ROOT / "handler").glob("*.py"):
+        assert path.stem == "__init__" or path.stem not in taken, path
+
+
+def test_the_handler_prints_nothing():
+    for path in HANDLER:
+        calls = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+        assert not [func for func in calls if isinstance(func, ast.Name) and func.id == "print"], path
+
+
+@pytest.mark.parametrize("task", config.TASKS)
+def test_a_task_is_a_module_a_line_and_scenarios(task):
+    assert importlib.import_module(config.TASKS[task]).build
+    assert scenarios.load(task)
+
+
+def test_no_task_imports_another():
+    for path in (ROOT / "handler" / "tasks").glob("*.py"):
+        others = {name for name in imports(path) if name.startswith("handler.tasks.")}
+        assert all(name.startswith("handler.tasks.base") for name in others), path
