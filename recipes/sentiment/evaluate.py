@@ -5,9 +5,8 @@ from collections import defaultdict
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
 from corpus import HERE, LABELS, Example, read_evaluation
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 
 def parse() -> argparse.Namespace:

@@ -13,9 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch.nn import functional
-from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
-
 from corpus import (
     EVALUATION,
     HERE,
@@ -28,6 +25,8 @@ from corpus import (
     review_words,
     sentences,
 )
+from torch.nn import functional
+from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 from vocabulary import LEAN, SPECIAL, build_tokenizer, choose, initial_embeddings, word_counts
 
 LONGEST = 256
