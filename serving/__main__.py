@@ -5,14 +5,12 @@ from __future__ import annotations
 import argparse
 import ctypes
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -22,6 +20,7 @@ from client import ClientError, ManagementClient
 from serving import java, settings
 from serving.drain import drain
 from serving.errors import CannotServe
+from serving.scratch import scratch_directory
 
 ROOT = Path(__file__).resolve().parent.parent
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
@@ -33,7 +32,7 @@ def main() -> int:
     """Serves until SIGINT or SIGTERM; 0 after an orderly stop, else 1."""
     args = read_arguments()
     try:
-        with private_directory() as scratch:
+        with scratch_directory() as scratch:
             return serve(args, scratch)
     except CannotServe as err:
         say(f"error: {err}")
@@ -131,20 +130,6 @@ def all_registered(management: str, models: Sequence[str]) -> bool:
     if missing := [model for model in models if model.rpartition("=")[2] not in urls]:
         raise CannotServe(f"{', '.join(missing)} could not be loaded; TorchServe's lines say why")
     return True
-
-
-@contextmanager
-def private_directory() -> Iterator[Path]:
-    """For unpacked archives, sockets and the written configuration; two servers share nothing."""
-    parent = os.environ.get("TEMP") or None
-    try:
-        scratch = Path(tempfile.mkdtemp(prefix="torchserve-", dir=parent))
-    except OSError as err:
-        raise CannotServe(f"no temporary directory could be made: {err}") from err
-    try:
-        yield scratch
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def on_signals() -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import signal
@@ -17,6 +18,7 @@ import pytest
 import requests
 
 from client import ClientError, InferenceClient, ManagementClient
+from serving.scratch import remove_stale
 from tests.support import archives
 from tests.support.serving import ROOT, Serving
 from tests.support.torchserve import ServerFailed, free_port_base
@@ -99,6 +101,17 @@ def test_a_killed_supervisor_leaves_nothing(store):
         os.kill(server.supervisor, signal.SIGKILL)
         _, left = psutil.wait_procs(family, timeout=30)
         assert not left
+
+
+def test_what_a_killed_server_left_is_removed(tmp_path):
+    (tmp_path / "torchserve-stale").mkdir()
+    (tmp_path / "torchserve-stale" / ".lock").touch()
+    (tmp_path / "torchserve-other").mkdir()
+    (tmp_path / "torchserve-used").mkdir()
+    with (tmp_path / "torchserve-used" / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        remove_stale(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"torchserve-used", "torchserve-other"}
 
 
 def test_a_killed_worker_comes_back(store):
