@@ -1,4 +1,8 @@
-"""model/ directory -> model and tokenizer on the right device; offline, safetensors only, no remote code."""
+"""model/ directory -> model and tokenizer on the right device; offline, safetensors only, no remote code.
+
+transformers' names are reached through the package, where they are used: importing the Auto classes takes seconds,
+which the check of every archive would pay.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer
-from transformers.utils import logging as transformers_logging
+import transformers
 
 from handler.config import HandlerConfig
 from handler.errors import LoadError
@@ -52,11 +55,11 @@ def load(
         raise LoadError("the archive has no model/config.json")
     if "auto_map" in json.loads((directory / "config.json").read_text()):
         raise LoadError("model/config.json asks for remote code (auto_map), which is never run")
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()
     offline = {"local_files_only": True, "trust_remote_code": False}
-    model_config = AutoConfig.from_pretrained(directory, **offline)
-    tokenizer = AutoTokenizer.from_pretrained(directory, **offline)
+    model_config = transformers.AutoConfig.from_pretrained(directory, **offline)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(directory, **offline)
     if not tokenizer.is_fast:
         raise LoadError("the model has no fast tokenizer (tokenizer.json)")
     model, report = auto_class.from_pretrained(

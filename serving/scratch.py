@@ -18,7 +18,7 @@ LOCK = ".lock"  # held while the directory is in use; a lock ends with its proce
 
 @contextmanager
 def scratch_directory() -> Iterator[Path]:
-    """Makes the directory, in TEMP or where the system says; removes it, and before that what killed servers left."""
+    """Makes the directory, and removes it; before that, what killed servers have left."""
     parent = Path(os.environ.get("TEMP") or tempfile.gettempdir())
     try:
         remove_stale(parent)

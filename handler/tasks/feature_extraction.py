@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import AutoModel
+import transformers
 
 from handler.batch import Slot
 from handler.config import HandlerConfig
@@ -77,4 +77,6 @@ class FeatureExtraction:
 def build(config: HandlerConfig, directory: Path, device: torch.device) -> FeatureExtraction:
     """Loads the encoder. Raises LoadError."""
     # Some checkpoints come without BERT's pooler, which is not used here.
-    return FeatureExtraction(config, TextEncoder(load(directory, config, AutoModel, device, ("pooler.",))))
+    return FeatureExtraction(
+        config, TextEncoder(load(directory, config, transformers.AutoModel, device, ("pooler.",)))
+    )

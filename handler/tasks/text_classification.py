@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import AutoModelForSequenceClassification
+import transformers
 
 from handler.batch import Slot
 from handler.config import HandlerConfig
@@ -115,5 +115,5 @@ class TextClassification:
 def build(config: HandlerConfig, directory: Path, device: torch.device) -> TextClassification:
     """Loads the classifier. Raises LoadError."""
     return TextClassification(
-        config, TextEncoder(load(directory, config, AutoModelForSequenceClassification, device))
+        config, TextEncoder(load(directory, config, transformers.AutoModelForSequenceClassification, device))
     )
