@@ -57,6 +57,16 @@ def guarded(step: Callable[[T], R], value: T) -> Slot[R]:
         return InternalError("the request could not be answered")
 
 
+def together(values: Sequence[T], step: Callable[[Sequence[T]], Sequence[Slot[R]]]) -> list[Slot[R]]:
+    """Applies a step to all values in one call; should that fail, to each alone, so that one costs only itself."""
+    slots = guarded(step, values)
+    if not isinstance(slots, HandlerError):
+        return list(slots)
+    if len(values) == 1:
+        return [slots]
+    return [slot for value in values for slot in together([value], step)]
+
+
 def log_defect(err: Exception) -> None:
     """Logs where a defect arose. Its text may quote what a user sent, so it is shown at DEBUG only."""
     where = " < ".join(

@@ -94,7 +94,11 @@ class HandlerConfig:
     max_response_bytes: int = key(
         integer(1_000), "bytes of one answer; below max_response_size of config.properties", 10_000_000
     )
-    max_batch_tokens: int = key(integer(1), "tokens, padding included, that go through the model at once", 4096)
+    max_batch_tokens: int | None = key(
+        optional(integer(1)),
+        "tokens, padding included, that go through the model at once; null: 1024 on a CPU, 16384 on a GPU",
+        None,
+    )
     deadline_seconds: float | None = key(
         optional(number(0.001, 86_400)),
         "s after which a batch's remaining requests get 504; null: 0.8 of responseTimeout",

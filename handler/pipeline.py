@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ class Requests:
 
     slots: list[Slot[Request]]
     deadline: Deadline
-    measures: Measures = field(default_factory=Measures)
+    measures: Measures
 
 
 @dataclass(frozen=True)
@@ -55,18 +55,19 @@ class Answers:
 class BatchPipeline:
     """The three steps of TorchServe's handler, for tasks that answer a batch at once."""
 
-    def __init__(self, config: ModelConfig, task: Task, model_name: str) -> None:
+    def __init__(self, config: ModelConfig, task: Task, model_name: str, batch_tokens: int) -> None:
         self.config = config
+        self.batch_tokens = batch_tokens
         self.task = task
         self.model_name = model_name
         self.drain = Drain()
 
     def preprocess(self, rows: Sequence[Mapping[str, Any]], context: Any) -> Requests:
         """Rows to requests."""
-        requests = Requests([], Deadline.after(self.config.deadline_seconds), Measures(requests=len(rows)))
-        with requests.measures.step("parse"):
-            requests.slots.extend(each(wire.read(rows, context), self._parse))
-        return requests
+        deadline, measures = Deadline.after(self.config.deadline_seconds), Measures(requests=len(rows))
+        with measures.step("parse"):
+            slots = each(wire.read(rows, context), self._parse)
+        return Requests(slots, deadline, measures)
 
     def inference(self, requests: Requests) -> Answers:
         """Requests to results; equal items of the whole batch are computed once."""
@@ -121,11 +122,11 @@ class BatchPipeline:
 
     def _compute(self, items: Sequence[TextItem], deadline: Deadline, measures: Measures) -> list[Slot[Any]]:
         with measures.step("encode"):
-            encoded = self.task.encode(items)
+            encoded = batch.together(items, self.task.encode)
         rows = [index for index, slot in enumerate(encoded) if isinstance(slot, Tokens)]
         tokens = [slot for slot in encoded if isinstance(slot, Tokens)]
         lengths = [len(row) for row in tokens]
-        micro_batches = batch.plan(lengths, self.config.handler.max_batch_tokens)
+        micro_batches = batch.plan(lengths, self.batch_tokens)
         measures.count(micro_batches, lengths)
         with measures.step("forward"):
             outputs = batch.run(micro_batches, lambda chosen: self._forward([tokens[i] for i in chosen]), deadline)
@@ -156,7 +157,9 @@ def load(context: Any) -> BatchPipeline:
         config = read_config(context.model_yaml_config)
         device = devices.choose(context.system_properties.get("gpu_id"))
         threads = devices.share_cores(config.server.maxWorkers, config.handler.threads)
-        pipeline = BatchPipeline(config, tasks.build(config.handler, directory, device), context.model_name)
+        task = tasks.build(config.handler, directory, device)
+        batch_tokens = config.handler.max_batch_tokens or devices.BATCH_TOKENS[device.type]
+        pipeline = BatchPipeline(config, task, context.model_name, batch_tokens)
         if config.handler.warm_up:
             pipeline.warm_up()
     except LoadError:

@@ -75,11 +75,6 @@ def error_reply(error: HandlerError) -> Reply:
     return Reply(orjson.dumps(document), status=error.status)
 
 
-def is_describe(context: Any) -> bool:
-    """Whether this is the management API's `?customized=true`, which comes alone and without a body."""
-    return bool(context.get_request_header(0, "describe") == "True")
-
-
 def _read(row: Mapping[str, Any], raw_headers: Mapping[str, Any]) -> Message:
     # Parameter names share this mapping with the headers, as {"content-type": …}; names keep the case sent.
     headers = {name.lower(): value for name, value in raw_headers.items() if isinstance(value, str)}

@@ -146,6 +146,22 @@ def test_the_deadline(home):
     assert status == 504 and document["error"]["type"] == "DeadlineExceeded"
 
 
+def test_a_text_that_the_tokenizer_fails_on_costs_only_itself(services, monkeypatch):
+    service = services["text-classification"]
+    task = service.handler.pipeline.task
+    encode = type(task).encode
+
+    def poisoned(items):
+        if any(item.text == "poison" for item in items):
+            raise ValueError("poison")
+        return encode(task, items)
+
+    monkeypatch.setattr(task, "encode", poisoned)
+    bad, good = frames.predict(service, [post({"text": "poison"}), post({"text": "good"})])
+    assert (bad.status, good.status) == (500, 200)
+    assert "poison" not in bad.body.decode()
+
+
 def test_a_defect_in_a_step_answers_every_request(services, monkeypatch):
     service = services["text-classification"]
     monkeypatch.setattr(service.handler.pipeline.task, "encode", lambda items: 1 / 0)
