@@ -18,7 +18,7 @@ HINTS = (
     (403, "Cannot remove default version", "make another version the default first"),
     (404, "does not match any allowed URL", "allowed_urls in config.properties says what may be registered"),
     (409, "already registered", "unregister it first, or give the archive another version"),
-    (413, "", "the request is larger than the server's max_request_size"),
+    (413, "Request Entity Too Large", "the request is larger than the server's max_request_size"),
     (500, "Worker died", "the worker ended or took longer than responseTimeout; the server's log says why"),
     (500, "Failed to start workers", "the model could not be loaded; the server's log says why"),
     (
