@@ -3,7 +3,8 @@
 Told to stop, TorchServe closes every connection at once (ServerGroups.java, and Netty's event loops on their
 shutdown), so there must be nothing left to do by then:
 
-1. The listening sockets are shut, from outside: new connections are refused, open ones go on.
+1. The listening sockets are shut, from outside: new connections are refused, open ones go on, and those that the
+   server has not yet taken are waited for.
 2. A marker request goes through each model's queue. When it is answered, all that came before it has been taken.
 3. The workers are told to refuse (SIGUSR1, handler/draining.py): what still comes on open connections gets 503,
    and TorchServe closes the connection behind it.
@@ -17,8 +18,10 @@ import http.client
 import os
 import signal
 import socket
+import struct
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -27,6 +30,10 @@ import psutil
 from client import ClientError, ManagementClient
 
 SYS_PIDFD_GETFD = 438  # the same number on every architecture (asm-generic/unistd.h)
+SO_ATTACH_FILTER = 26  # asm-generic/socket.h
+BPF_RETURN = 0x06  # BPF_RET | BPF_K, linux/bpf_common.h: drop, where the constant is 0
+TCPI_UNACKED = 24  # offset in struct tcp_info; of a listening socket, the connections that wait to be accepted
+BACKLOG_SECONDS = 1.0
 POLL_SECONDS = 0.25
 REST = 0.015  # s of CPU time between two looks that a worker at rest stays below; the kernel counts in 0.01
 
@@ -75,27 +82,44 @@ def refuse(workers: Iterable[int]) -> None:
 def shut_listener(server: int, port: int) -> bool:
     """Takes the server's listening socket out of the listening state; returns whether it could be done.
 
-    A descriptor of a child may be had with pidfd_getfd(2), and shutdown(2) works on the socket behind it. Where
-    that is not allowed (some containers), new connections are accepted until the end, and get 503.
+    A descriptor of a child may be had with pidfd_getfd(2), and what is done to it is done to the socket behind it.
+    Where that is not allowed (some containers), new connections are accepted until the end, and get 503.
     """
     inodes = _listening_inodes(port)
-    libc = ctypes.CDLL(None, use_errno=True)
     for entry in Path(f"/proc/{server}/fd").iterdir():
-        try:
-            if os.readlink(entry) not in inodes:
-                continue
-            pidfd = os.pidfd_open(server)
-        except OSError:
-            continue
-        try:
-            descriptor = libc.syscall(SYS_PIDFD_GETFD, pidfd, int(entry.name), 0)
-        finally:
-            os.close(pidfd)
-        if descriptor >= 0:
-            with socket.socket(fileno=descriptor) as listener:
-                listener.shutdown(socket.SHUT_RD)
-            return True
+        with suppress(OSError):
+            if os.readlink(entry) in inodes and (listener := _take_descriptor(server, int(entry.name))):
+                with listener:
+                    _empty_backlog(listener)
+                    listener.shutdown(socket.SHUT_RD)
+                return True
     return False
+
+
+def _take_descriptor(process: int, descriptor: int) -> socket.socket | None:
+    pidfd = os.pidfd_open(process)
+    try:
+        taken = ctypes.CDLL(None, use_errno=True).syscall(SYS_PIDFD_GETFD, pidfd, descriptor, 0)
+    finally:
+        os.close(pidfd)
+    return socket.socket(fileno=taken) if taken >= 0 else None
+
+
+def _empty_backlog(listener: socket.socket) -> None:
+    """Lets nobody new in, and waits until the server has taken those who are: shutting the socket resets them.
+
+    A filter that drops every packet is one instruction; clients whose SYN it drops try again a second later, and
+    are refused then.
+    """
+    instruction = ctypes.create_string_buffer(struct.pack("=HBBI", BPF_RETURN, 0, 0, 0))
+    program = struct.pack("HP", 1, ctypes.addressof(instruction))
+    listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
+    end = time.monotonic() + BACKLOG_SECONDS
+    while time.monotonic() < end:
+        time.sleep(0.02)
+        info = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 28)
+        if struct.unpack_from("=I", info, TCPI_UNACKED)[0] == 0:
+            return
 
 
 def _listening_inodes(port: int) -> set[str]:

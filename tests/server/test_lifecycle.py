@@ -44,10 +44,11 @@ def serve(*arguments):
 
 
 class Load:
-    """Clients that ask without a pause, each over one connection, until they are refused."""
+    """Clients that ask without a pause until they are refused, over one connection each or a new one a time."""
 
-    def __init__(self, url: str, clients: int) -> None:
+    def __init__(self, url: str, clients: int, keep_alive: bool) -> None:
         self.url = url
+        self.keep_alive = keep_alive
         self.outcomes: Counter[str] = Counter()
         self.answered = threading.Event()
         self.threads = [threading.Thread(target=self._ask) for _ in range(clients)]
@@ -58,7 +59,8 @@ class Load:
         session = requests.Session()
         while True:
             try:
-                status = session.post(self.url, json=TEXTS, timeout=60).status_code
+                client = session if self.keep_alive else requests
+                status = client.post(self.url, json=TEXTS, timeout=60).status_code
             except requests.ConnectionError as err:
                 self.outcomes["refused" if "refused" in str(err) else f"lost: {err}"] += 1
                 return
@@ -71,10 +73,10 @@ class Load:
         return self.outcomes
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stop_under_load_loses_nothing(store, number):
+@pytest.mark.parametrize(("number", "keep_alive"), [(signal.SIGTERM, True), (signal.SIGINT, False)])
+def test_a_stop_under_load_loses_nothing(store, number, keep_alive):
     with Serving(store, ["tiny.mar"]) as server:
-        load = Load(f"{server.inference_url}/predictions/tiny", 16)
+        load = Load(f"{server.inference_url}/predictions/tiny", 16, keep_alive)
         assert load.answered.wait(30)
         time.sleep(1)
         server.stop(number)
