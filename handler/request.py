@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from handler.errors import InvalidRequest, TooLarge
 from handler.rules import check
-
-P = TypeVar("P")
 
 
 @dataclass(frozen=True)
@@ -47,29 +45,28 @@ class Limits:
     text_bytes: int
 
 
-def read_parameters(call: Call, schema: type[P]) -> P:
-    """The parameters as the task's own dataclass, whose fields were made by `rules.key`.
+def read_text_request(call: Call, schema: type[Any], limits: Limits) -> Request:
+    """A call for texts as a request.
+
+    Args:
+        call: what was asked.
+        schema: the task's parameters: a dataclass whose fields were made by `rules.key`, with a `truncation`.
+        limits: what it may hold.
 
     Raises:
-        InvalidRequest: naming every field that is wrong.
+        InvalidRequest: a parameter is wrong (all are named), an input is no text (its index is named), or there
+            is none.
+        TooLarge: too many inputs, or one that is too long.
     """
     if problems := check(call.parameters, schema, quote=False):
         raise InvalidRequest("; ".join(map(str, problems)))
-    return schema(**call.parameters)
-
-
-def read_texts(call: Call, limits: Limits) -> tuple[str, ...]:
-    """The inputs as texts.
-
-    Raises:
-        InvalidRequest: an input that is no text, or an empty list; names the index.
-        TooLarge: too many inputs, or one that is too long.
-    """
+    parameters = schema(**call.parameters)
     if not call.inputs:
         raise InvalidRequest(f"{call.field}: expected a list of at least one string")
     if len(call.inputs) > limits.items:
         raise TooLarge(f"{call.field}: {len(call.inputs)} items; the limit is {limits.items}")
-    return tuple(_read_text(call, index, limits) for index in range(len(call.inputs)))
+    texts = [_read_text(call, index, limits) for index in range(len(call.inputs))]
+    return Request(tuple(TextItem(text, parameters.truncation) for text in texts), call.single, parameters)
 
 
 def _read_text(call: Call, index: int, limits: Limits) -> str:

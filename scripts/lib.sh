@@ -26,7 +26,7 @@ find_python() {
 ensure_venv() {
   local file log=$VENV/install.log missing=()
   for file in "$@"; do
-    if [ "$(cat "$VENV/.installed-$file" 2>/dev/null)" != "$(stamp_of "$file")" ]; then missing+=("$file"); fi
+    is_installed "$file" || missing+=("$file")
   done
   if [ ${#missing[@]} -eq 0 ]; then return; fi
   if [ ! -x "$VENV/bin/pip" ]; then make_venv; fi
@@ -36,6 +36,15 @@ ensure_venv() {
     "$VENV/bin/pip" install --progress-bar off --constraint constraints.txt "${missing[@]/#/--requirement=}") >"$log" 2>&1 &
   show_progress $! "$log" || die "the installation failed: $(grep -i '^error' "$log" | head -n 1); see .venv/install.log"
   for file in "${missing[@]}"; do stamp_of "$file" >"$VENV/.installed-$file"; done
+}
+
+# is_installed FILE: by its stamp, and because what it pins is there: a package may have been removed since.
+is_installed() {
+  local name version
+  [ "$(cat "$VENV/.installed-$1" 2>/dev/null)" = "$(stamp_of "$1")" ] || return 1
+  while IFS='=' read -r name _ version; do
+    (shopt -s nocaseglob && compgen -G "$VENV/lib/python3*/site-packages/${name//-/_}-$version*.dist-info" >/dev/null) || return 1
+  done < <(grep -oE '^[A-Za-z0-9_.-]+==[^ ]+' "$ROOT/$1")
 }
 
 stamp_of() { (cd "$ROOT" && cat "$1" constraints.txt | sha256sum); }

@@ -17,7 +17,7 @@ from handler.config import HandlerConfig
 from handler.errors import NonFiniteOutput
 from handler.loading import load
 from handler.pooling import pool, read_recipe
-from handler.request import Call, Limits, Request, TextItem, read_parameters, read_texts
+from handler.request import Call, Limits, Request, TextItem, read_text_request
 from handler.rules import BOOLEAN, key
 from handler.tasks.base import About
 from handler.text_encoder import TextEncoder, Tokens
@@ -45,9 +45,7 @@ class FeatureExtraction:
 
     def parse(self, call: Call) -> Request:
         """Texts, with truncation."""
-        parameters = read_parameters(call, Parameters)
-        texts = read_texts(call, self.limits)
-        return Request(tuple(TextItem(text, parameters.truncation) for text in texts), call.single, parameters)
+        return read_text_request(call, Parameters, self.limits)
 
     def encode(self, items: Sequence[TextItem]) -> list[Slot[Tokens]]:
         """Texts to tokens."""

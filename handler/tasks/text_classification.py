@@ -16,7 +16,7 @@ from handler.batch import Slot
 from handler.config import HandlerConfig
 from handler.errors import LoadError, NonFiniteOutput
 from handler.loading import load
-from handler.request import Call, Limits, Request, TextItem, read_parameters, read_texts
+from handler.request import Call, Limits, Request, TextItem, read_text_request
 from handler.rules import BOOLEAN, integer, key, optional
 from handler.tasks.base import About
 from handler.text_encoder import TextEncoder, Tokens
@@ -59,9 +59,7 @@ class TextClassification:
 
     def parse(self, call: Call) -> Request:
         """Texts, with top_k and truncation."""
-        parameters = read_parameters(call, Parameters)
-        texts = read_texts(call, self.limits)
-        return Request(tuple(TextItem(text, parameters.truncation) for text in texts), call.single, parameters)
+        return read_text_request(call, Parameters, self.limits)
 
     def encode(self, items: Sequence[TextItem]) -> list[Slot[Tokens]]:
         """Texts to tokens."""
