@@ -53,7 +53,7 @@ def load(
     """
     if not (directory / "config.json").is_file():
         raise LoadError("the archive has no model/config.json")
-    if "auto_map" in json.loads((directory / "config.json").read_text()):
+    if "auto_map" in read_json(directory / "config.json"):
         raise LoadError("model/config.json asks for remote code (auto_map), which is never run")
     transformers.logging.disable_progress_bar()
     transformers.logging.set_verbosity_error()
@@ -79,14 +79,17 @@ def load(
     return Loaded(model, tokenizer, device, directory, _max_tokens(directory, config, model, tokenizer))
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """One of the model's JSON objects; empty where the file is not there."""
+    return dict(json.loads(path.read_text())) if path.is_file() else {}
+
+
 def _max_tokens(directory: Path, config: HandlerConfig, model: Any, tokenizer: Any) -> int:
     limits = [tokenizer.model_max_length]
     positions = getattr(model.config, "max_position_embeddings", None)
     if isinstance(positions, int) and positions > 0:
         limits.append(positions - _position_offset(model))
-    sentence_config = directory / "sentence_bert_config.json"
-    if sentence_config.is_file():
-        limits.append(json.loads(sentence_config.read_text()).get("max_seq_length") or NO_LIMIT)
+    limits.append(read_json(directory / "sentence_bert_config.json").get("max_seq_length") or NO_LIMIT)
     limit = int(min(limits))
     if config.max_tokens is not None and config.max_tokens > limit:
         raise LoadError(f"handler.max_tokens is {config.max_tokens}, but the model reads at most {limit}")

@@ -1,7 +1,7 @@
 """Token vectors to one vector: the poolings of sentence-transformers, and where a model's files name them.
 
 `modules.json` lists the stages; `1_Pooling/config.json` names the poolings, whose vectors are concatenated in a
-fixed order (sentence_transformers/models/Pooling.py).
+fixed order (sentence_transformers/sentence_transformer/modules/pooling.py).
 """
 
 from __future__ import annotations
@@ -16,14 +16,16 @@ import torch
 from torch import Tensor
 
 from handler.errors import LoadError
+from handler.loading import read_json
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Pooling:
     """How a model's token vectors become one."""
 
-    poolings: tuple[str, ...]
+    names: tuple[str, ...]
     normalize: bool
+    lower_case: bool = False  # texts, before they are tokenized
 
 
 def cls(hidden: Tensor, mask: Tensor) -> Tensor:
@@ -48,9 +50,8 @@ def mean_sqrt_len(hidden: Tensor, mask: Tensor) -> Tensor:
 
 
 def weighted_mean(hidden: Tensor, mask: Tensor) -> Tensor:
-    """The mean over tokens, each weighted by its place from 1."""
-    places = torch.arange(1, hidden.shape[1] + 1, device=hidden.device).expand_as(mask)
-    weights = (places * mask).to(hidden.dtype)
+    """The mean over tokens, each weighted by its place from 1, on whichever side the padding is."""
+    weights = (mask.cumsum(dim=1) * mask).to(hidden.dtype)
     return torch.einsum("bsh,bs->bh", hidden, weights) / weights.sum(dim=1, keepdim=True)
 
 
@@ -71,22 +72,22 @@ POOLINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-def pool(hidden: Tensor, mask: Tensor, recipe: Recipe) -> Tensor:
+def pool(hidden: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
     """Pools and, where asked, normalises.
 
     Args:
         hidden: (rows, tokens, size) float.
         mask: (rows, tokens) int64, 1 for a real token.
-        recipe: how.
+        pooling: how.
 
     Returns:
         (rows, size x number of poolings) float.
     """
-    pooled = torch.cat([POOLINGS[name](hidden, mask) for name in recipe.poolings], dim=-1)
-    return torch.nn.functional.normalize(pooled, dim=-1) if recipe.normalize else pooled
+    pooled = torch.cat([POOLINGS[name](hidden, mask) for name in pooling.names], dim=-1)
+    return torch.nn.functional.normalize(pooled, dim=-1) if pooling.normalize else pooled
 
 
-def read_recipe(directory: Path, pooling: str | None, normalize: bool | None) -> Recipe:
+def read_pooling(directory: Path, pooling: str | None, normalize: bool | None) -> Pooling:
     """What the configuration says, else the model's own files, else the mean.
 
     Raises:
@@ -94,7 +95,8 @@ def read_recipe(directory: Path, pooling: str | None, normalize: bool | None) ->
     """
     stages = _stages(directory)
     poolings = (pooling,) if pooling else _poolings(directory, stages)
-    return Recipe(poolings, "Normalize" in stages.values() if normalize is None else normalize)
+    lower_case = bool(read_json(directory / "sentence_bert_config.json").get("do_lower_case"))
+    return Pooling(poolings, "Normalize" in stages.values() if normalize is None else normalize, lower_case)
 
 
 def _sum(hidden: Tensor, mask: Tensor) -> Tensor:
@@ -114,8 +116,7 @@ def _stages(directory: Path) -> dict[str, str]:
     unknown = sorted(set(stages.values()) - {"Transformer", "Pooling", "Normalize"})
     if unknown:
         raise LoadError(f"model/modules.json has a stage that is not supported: {', '.join(unknown)}")
-    prompts = directory / "config_sentence_transformers.json"
-    if prompts.is_file() and json.loads(prompts.read_text()).get("default_prompt_name"):
+    if read_json(directory / "config_sentence_transformers.json").get("default_prompt_name"):
         raise LoadError("model/config_sentence_transformers.json has a default prompt, which is not supported")
     return stages
 
@@ -124,7 +125,7 @@ def _poolings(directory: Path, stages: dict[str, str]) -> tuple[str, ...]:
     path = next((path for path, kind in stages.items() if kind == "Pooling"), None)
     if path is None:
         return ("mean",)
-    config = json.loads((directory / path / "config.json").read_text())
+    config = read_json(directory / path / "config.json")
     chosen = _named(config) or _flagged(config)
     unknown = sorted(set(chosen) - set(POOLINGS))
     if unknown or not chosen:
@@ -135,13 +136,13 @@ def _poolings(directory: Path, stages: dict[str, str]) -> tuple[str, ...]:
 
 
 def _named(config: dict[str, Any]) -> Sequence[str]:
-    """sentence-transformers 5.5 and later: `pooling_mode` is a name or a list of names."""
+    """As sentence-transformers 6 writes it: `pooling_mode` is a name or a list of names."""
     mode = config.get("pooling_mode", [])
     return [mode] if isinstance(mode, str) else list(mode)
 
 
 def _flagged(config: dict[str, Any]) -> Sequence[str]:
-    """Before: a switch for each, `pooling_mode_mean_tokens: true`."""
+    """As those before wrote it: a switch for each, `pooling_mode_mean_tokens: true`."""
     flags = [name.removeprefix("pooling_mode_") for name, value in config.items() if value is True]
     names = {"cls_token": "cls", "max_tokens": "max", "mean_tokens": "mean", "weightedmean_tokens": "weightedmean"}
     return [names.get(flag, flag) for flag in flags if f"pooling_mode_{flag}" in config]

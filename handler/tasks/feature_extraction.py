@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from handler.batch import Slot
 from handler.config import HandlerConfig
 from handler.errors import NonFiniteOutput
 from handler.loading import load
-from handler.pooling import pool, read_recipe
+from handler.pooling import pool, read_pooling
 from handler.request import Call, Limits, Request, TextItem, read_text_request
 from handler.rules import BOOLEAN, key
 from handler.tasks.base import About
@@ -41,7 +41,7 @@ class FeatureExtraction:
         self.encoder = encoder
         self.max_tokens = encoder.loaded.max_tokens
         self.limits = Limits(config.max_items, config.max_text_bytes)
-        self.recipe = read_recipe(encoder.loaded.directory, config.pooling, config.normalize)
+        self.pooling = read_pooling(encoder.loaded.directory, config.pooling, config.normalize)
 
     def parse(self, call: Call) -> Request:
         """Texts, with truncation."""
@@ -49,13 +49,15 @@ class FeatureExtraction:
 
     def encode(self, items: Sequence[TextItem]) -> list[Slot[Tokens]]:
         """Texts to tokens."""
+        if self.pooling.lower_case:
+            items = [replace(item, text=item.text.lower()) for item in items]
         return self.encoder.encode(items)
 
     def forward(self, rows: Sequence[Tokens]) -> Sequence[Embedding]:
         """Tokens to vectors, pooled in float32 whatever the model runs in."""
         output, mask = self.encoder.forward(rows)
         with torch.inference_mode():
-            return list(pool(output.last_hidden_state.float(), mask, self.recipe).cpu().numpy())
+            return list(pool(output.last_hidden_state.float(), mask, self.pooling).cpu().numpy())
 
     def decode(self, request: Request, outputs: Sequence[Embedding]) -> Sequence[Embedding]:
         """The vectors, if they are numbers."""
@@ -69,7 +71,7 @@ class FeatureExtraction:
 
     def describe(self) -> dict[str, Any]:
         """How the vectors are made."""
-        return {"pooling": list(self.recipe.poolings), "normalize": self.recipe.normalize}
+        return {"pooling": list(self.pooling.names), "normalize": self.pooling.normalize}
 
 
 def build(config: HandlerConfig, directory: Path, device: torch.device) -> FeatureExtraction:

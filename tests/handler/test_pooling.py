@@ -12,7 +12,7 @@ import pytest
 from sentence_transformers import SentenceTransformer
 
 from handler.errors import LoadError
-from handler.pooling import POOLINGS, read_recipe
+from handler.pooling import POOLINGS, read_pooling
 from tests.support import frames, tiny_models, worker
 
 TEXTS = ["a wonderful story", "the film was not good at all and I would not see it again", "good", ""]
@@ -41,6 +41,17 @@ def test_a_model_that_sentence_transformers_saved_itself(tmp_path):
     np.testing.assert_allclose(embeddings(tmp_path), model.encode(TEXTS), atol=1e-4)
 
 
+def test_texts_are_lower_cased_where_the_model_says_so(tmp_path):
+    tiny_models.encoder(tmp_path / "model", "mean_tokens", cased=True)
+    (tmp_path / "model" / "sentence_bert_config.json").write_text('{"max_seq_length": 64, "do_lower_case": true}')
+    service = worker.start(tmp_path, task="feature-extraction")
+    rows = [frames.post(json.dumps({"text": text}).encode()) for text in ("The Film", "the film")]
+    upper, lower = (json.loads(response.body)["embeddings"] for response in frames.predict(service, rows))
+    np.testing.assert_allclose(upper, lower, atol=1e-6)
+    expected = SentenceTransformer(str(tmp_path / "model"), device="cpu").encode(["the film"])
+    np.testing.assert_allclose(upper, expected, atol=1e-4)
+
+
 def test_several_poolings_are_concatenated(tmp_path):
     tiny_models.encoder(tmp_path / "model", "cls_token")
     path = tmp_path / "model" / "1_Pooling" / "config.json"
@@ -60,13 +71,13 @@ def test_all_minilm(tmp_path):
 
 def test_the_configuration_beats_the_files(tmp_path):
     tiny_models.encoder(tmp_path / "model", "mean_tokens", True)
-    assert read_recipe(tmp_path / "model", "cls", False).poolings == ("cls",)
-    assert not read_recipe(tmp_path / "model", "cls", False).normalize
-    assert read_recipe(tmp_path / "model", None, None).normalize
+    assert read_pooling(tmp_path / "model", "cls", False).names == ("cls",)
+    assert not read_pooling(tmp_path / "model", "cls", False).normalize
+    assert read_pooling(tmp_path / "model", None, None).normalize
 
 
 def test_without_files_it_is_the_mean(tmp_path):
-    assert read_recipe(tmp_path, None, None).poolings == ("mean",)
+    assert read_pooling(tmp_path, None, None).names == ("mean",)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +93,7 @@ def test_what_is_not_done_is_refused(tmp_path, name, content, says):
     tiny_models.encoder(tmp_path / "model", "mean_tokens")
     (tmp_path / "model" / name).write_text(json.dumps(content))
     with pytest.raises(LoadError, match=says):
-        read_recipe(tmp_path / "model", None, None)
+        read_pooling(tmp_path / "model", None, None)
 
 
 def test_every_pooling_has_a_name_in_the_configuration():

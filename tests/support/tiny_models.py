@@ -30,9 +30,11 @@ def classifier(directory: Path, labels: int = 3, **config: Any) -> Path:
     return directory
 
 
-def encoder(directory: Path, pooling: str | None = None, normalize: bool = False, **config: Any) -> Path:
+def encoder(
+    directory: Path, pooling: str | None = None, normalize: bool = False, cased: bool = False, **config: Any
+) -> Path:
     """A BERT encoder; with `pooling`, in the layout of sentence-transformers."""
-    tokenizer = _tokenizer(directory)
+    tokenizer = _tokenizer(directory, cased)
     BertModel(_config(tokenizer, **config)).eval().save_pretrained(directory)
     if pooling:
         stages = [("", "Transformer"), ("1_Pooling", "Pooling")] + ([("2_Normalize", "Normalize")] * normalize)
@@ -59,7 +61,7 @@ def _config(tokenizer: PreTrainedTokenizerFast, **config: Any) -> BertConfig:
     )
 
 
-def _tokenizer(directory: Path) -> PreTrainedTokenizerFast:
+def _tokenizer(directory: Path, cased: bool = False) -> PreTrainedTokenizerFast:
     directory.mkdir(parents=True, exist_ok=True)
     words = sorted({word for line in CORPUS for word in line.replace(",", " ").replace(";", " ").split()})
     letters = sorted({letter for word in words for letter in word.lower()} | set(",;."))
@@ -70,7 +72,7 @@ def _tokenizer(directory: Path) -> PreTrainedTokenizerFast:
         *(word for word in words if len(word) > 1),
     ]
     raw = Tokenizer(models.WordPiece({piece: index for index, piece in enumerate(pieces)}, unk_token="[UNK]"))
-    raw.normalizer = normalizers.BertNormalizer()
+    raw.normalizer = normalizers.BertNormalizer(lowercase=not cased)
     raw.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     raw.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     names = ("pad", "unk", "cls", "sep", "mask")
