@@ -65,6 +65,8 @@ def read(flags: Flags) -> Recipe:
     Raises:
         Refused: with everything that is wrong with recipe.yaml, the configuration and the flags, a line each.
     """
+    if (flags.recipe, flags.model, flags.task, flags.model_name) == (None, None, None, None):
+        raise Refused("nothing to build: name a recipe such as recipes/sentiment, or a model with --model")
     problems: list[str] = []
     file = _read_recipe_file(flags, problems)
     config = _read_config(flags, problems)

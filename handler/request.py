@@ -9,6 +9,8 @@ from typing import Any
 from handler.errors import InvalidRequest, TooLarge
 from handler.rules import check
 
+MOST_PROBLEMS = 5  # that one answer names
+
 
 @dataclass(frozen=True)
 class Call:
@@ -54,11 +56,11 @@ def read_text_request(call: Call, schema: type[Any], limits: Limits) -> Request:
         limits: what it may hold.
 
     Raises:
-        InvalidRequest: a parameter is wrong (all are named), an input is no text (its index is named), or there
-            is none.
+        InvalidRequest: a parameter is wrong (the first few are named), an input is no text (its index is named),
+            or there is none.
         TooLarge: too many inputs, or one that is too long.
     """
-    if problems := check(call.parameters, schema, quote=False):
+    if problems := check(call.parameters, schema, quote=False, most=MOST_PROBLEMS):
         raise InvalidRequest("; ".join(map(str, problems)))
     parameters = schema(**call.parameters)
     if not call.inputs:

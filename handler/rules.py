@@ -69,7 +69,13 @@ BOOLEAN = Rule("true or false", lambda v: isinstance(v, bool))
 
 
 def check(
-    document: Mapping[Any, Any], schema: type[Any], prefix: str = "", *, quote: bool, task: str | None = None
+    document: Mapping[Any, Any],
+    schema: type[Any],
+    prefix: str = "",
+    *,
+    quote: bool,
+    task: str | None = None,
+    most: int | None = None,
 ) -> list[Problem]:
     """Everything that is wrong with a document.
 
@@ -79,6 +85,7 @@ def check(
         prefix: what stands before each key in a message, such as "handler.".
         quote: whether messages may show values (a configuration's, never a client's).
         task: where given, keys that are for other tasks only are refused.
+        most: where given, so many problems are enough: a body of 1 MB has room for 100,000 wrong keys.
     """
     fields = {field.name: field for field in dataclasses.fields(schema)}
     problems = []
@@ -92,6 +99,8 @@ def check(
             problems.append(Problem(prefix + name, f"is for {only} only, not for {task}", shown))
         elif not field.metadata["rule"].accepts(value):
             problems.append(Problem(prefix + name, f"expected {field.metadata['rule'].expected}", shown))
+        if len(problems) == most:
+            return problems
     for name, field in fields.items():
         if field.default is REQUIRED and name not in document:
             problems.append(Problem(prefix + name, f"is missing; expected {field.metadata['rule'].expected}"))

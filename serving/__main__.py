@@ -73,6 +73,7 @@ def serve(args: argparse.Namespace, scratch: Path) -> int:
         settings.check_archive(store, model.rpartition("=")[2])
     properties = settings.write_properties(args, store, scratch)
     settings.check_ports(properties)
+    stopping = on_signals()
     command = java.command(args, properties, store, models, scratch)
     environment = {
         name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "TS_CONFIG_FILE")
@@ -83,7 +84,6 @@ def serve(args: argparse.Namespace, scratch: Path) -> int:
         env={**environment, **OFFLINE, "TMPDIR": str(scratch)},
         preexec_fn=_own_session,  # noqa: PLW1509 - no thread has been started
     )
-    stopping = on_signals()
     try:
         say(f"serving {', '.join(models)} on {properties['inference_address']}")
         unchecked = True

@@ -7,6 +7,7 @@ that begins with a brace or a bracket is JSON and anything else is text.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any
 
 import orjson
@@ -111,7 +112,7 @@ def _call(document: Mapping[str, Any], field: str) -> Call:
     if field in document:
         return Call(field, (document[field],), True, parameters)
     if many not in document:
-        near = next((name for name in parameters if nearest(name[:80], (field, many))), None)
+        near = next((name for name in islice(parameters, 5) if nearest(name[:80], (field, many))), None)
         mistaken = f" ({label(near)} is not known)" if near else ""
         raise InvalidRequest(f"{field}: is missing; expected {field}, a string, or {many}, a list{mistaken}")
     if not isinstance(document[many], list):

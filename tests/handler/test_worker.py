@@ -99,6 +99,13 @@ def test_nan_is_never_sent(home):
     assert good.status == 200
 
 
+def test_a_thousand_wrong_fields_are_not_all_looked_at(services):
+    document = {"text": "a", **{f"wrong_{index}": index for index in range(1000)}}
+    status, answered = answer(services["text-classification"], document)
+    assert status == 422
+    assert answered["error"]["message"].count("unknown key") == 5
+
+
 def test_an_answer_over_the_limit(home):
     service = worker.start(home, task="text-classification", max_response_bytes=1000)
     small, large = frames.predict(service, [post({"text": "a"}), post({"texts": ["a"] * 50})])

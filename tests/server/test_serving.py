@@ -181,8 +181,20 @@ def test_a_log_line_is_for_the_operator(server):
 
 def test_a_body_over_the_servers_limit(server, workers_stay):
     url = f"{server.inference_url}/predictions/text-classification"
-    response = requests.post(url, data=b"a" * 10_500_000, timeout=30)
+    response = requests.post(url, data=b"a" * 6_600_000, timeout=30)
     assert response.status_code == 413
+
+
+def test_many_large_bodies_at_once(server, workers_stay):
+    """The frontend holds each about three times; its heap has to have room for that."""
+    url = f"{server.inference_url}/predictions/text-classification"
+    body = b'{"text": "' + b"a" * 6_000_000 + b'"}'
+    headers = {"content-type": "application/json"}
+    with ThreadPoolExecutor(64) as threads:
+        posts = [threads.submit(requests.post, url, data=body, headers=headers, timeout=120) for _ in range(64)]
+        statuses = {post.result().status_code for post in posts}
+    assert statuses == {413}
+    assert requests.post(url, json={"text": "a"}, timeout=10).status_code == 200
 
 
 def test_the_shipped_limits_agree(server):
