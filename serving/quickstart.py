@@ -39,7 +39,8 @@ def main() -> int:
     parser.add_argument("--once", action="store_true", help="stop the server once it has answered")
     parser.add_argument("--port-base", type=int, default=8080, metavar="N", help="the first port (default: 8080)")
     args = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: a shell's background jobs start with it ignored
+        signal.signal(number, signal.default_int_handler)
     try:
         build()
         with server(args.port_base) as process:

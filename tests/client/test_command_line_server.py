@@ -115,7 +115,15 @@ def test_metrics(run: Run) -> None:
 def start(server: TorchServe, *argv: str) -> subprocess.Popen[str]:
     """A command in a process of its own."""
     command = [sys.executable, "-m", "client", *argv, "--port-base", str(server.port_base)]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A test run in a shell's background has SIGINT ignored, and its children would inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
+    )
 
 
 def test_an_interrupt_ends_with_130_and_no_traceback(server: TorchServe) -> None:
