@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from handler.batch import Slot
-from handler.errors import TooLarge
+from handler.errors import InvalidRequest, TooLarge
 from handler.loading import Loaded
 from handler.request import TextItem
 
@@ -37,15 +37,13 @@ class TextEncoder:
 
     def encode(self, items: Sequence[TextItem]) -> list[Slot[Tokens]]:
         """Tokenizes in at most two calls: the texts that may be cut, and those that may not."""
-        slots: list[Slot[Tokens]] = [TooLarge("")] * len(items)
+        slots: dict[int, Slot[Tokens]] = {}
         for truncate in (True, False):
             places = [place for place, item in enumerate(items) if item.truncate is truncate]
-            if not places:
-                continue
-            encoded = self._tokenize([items[place].text for place in places], truncate)
-            for row, place in enumerate(places):
-                slots[place] = self._judge(encoded, row)
-        return slots
+            if places:
+                encoded = self._tokenize([items[place].text for place in places], truncate)
+                slots.update((place, self._judge(encoded, row)) for row, place in enumerate(places))
+        return [slots[place] for place in range(len(items))]
 
     def forward(self, rows: Sequence[Tokens]) -> tuple[Any, torch.Tensor]:
         """Runs one micro-batch.
@@ -65,6 +63,8 @@ class TextEncoder:
         ids = encoded["input_ids"][row]
         if len(ids) > self.loaded.max_tokens:
             return TooLarge(f"the text has {len(ids)} tokens; the limit is {self.loaded.max_tokens}")
+        if not ids:  # a tokenizer that adds no special ones, and nothing to tokenize
+            return InvalidRequest("the text has no tokens")
         return Tokens(ids, encoded["token_type_ids"][row] if self.has_types else None)
 
     def _pad(self, rows: Sequence[Tokens]) -> dict[str, np.ndarray[Any, Any]]:

@@ -45,22 +45,16 @@ class TransformerHandler(BaseHandler):
     def handle(self, data: list[dict[str, Any]], context: Any) -> list[Any]:
         """Runs the three steps. No exception leaves it but the loss of the device.
 
-        TorchServe answers a whole batch with 503 for any exception (ts/service.py:134).
+        TorchServe answers a whole batch with 503 for any exception (ts/service.py:134), and BaseHandler's own
+        handle sends the whole batch where the headers of the first row point (base_handler.py:545).
         """
+        self.context = context
         context.stopping_criteria = None  # the context is shared by all calls; one left over kills the worker
         try:
-            answers: list[Any] = super().handle(data, context)
-            return answers
+            if wire.is_describe(data, context):
+                return [self.pipeline.describe()]
+            return self.postprocess(self.inference(self.preprocess(data)))
         except Exception as err:
             log_defect(err)
             failed = InternalError("the request could not be answered")
             return list(wire.write([failed] * len(data), context, sys.maxsize))
-
-    def describe_handle(self) -> dict[str, Any]:
-        """What the management API shows for `?customized=true`."""
-        return self.pipeline.describe()
-
-    def _is_explain(self) -> bool:
-        # BaseHandler asks only the first row, and sends the whole batch where that one wants to go
-        # (base_handler.py:545). Explanations are refused row by row in preprocess.
-        return False

@@ -19,10 +19,7 @@ from handler.errors import BadRequest, HandlerError, TooLarge
 
 JSON = "application/json"
 FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
-WHOLE = (
-    "body",
-    "data",
-)  # the parameter names under which a whole body comes; `data` is TorchServe's customary name
+WHOLE = {"body", "data"}  # the parameters under which a whole body comes; `data` is TorchServe's customary name
 
 
 @dataclass(frozen=True)
@@ -48,6 +45,14 @@ class Reply:
 def read(rows: Sequence[Mapping[str, Any]], context: Any) -> list[Slot[Message]]:
     """Rows to messages."""
     return each(list(range(len(rows))), lambda i: _read(rows[i], context.get_all_request_header(i)))
+
+
+def is_describe(rows: Sequence[Mapping[str, Any]], context: Any) -> bool:
+    """Whether this is the management API's `?customized=true`: it comes alone and without a parameter.
+
+    The header by itself proves nothing, for any client can send one (and BaseHandler believes it).
+    """
+    return len(rows) == 1 and not rows[0] and context.get_request_header(0, "describe") == "True"
 
 
 def write(replies: Sequence[Slot[Reply]], context: Any, limit: int) -> list[bytes]:
@@ -80,7 +85,7 @@ def _read(row: Mapping[str, Any], raw_headers: Mapping[str, Any]) -> Message:
     headers = {name.lower(): value for name, value in raw_headers.items() if isinstance(value, str)}
     content_type = headers.get("content-type", "")
     explain = headers.get("explain") == "True"
-    whole = row.keys() & set(WHOLE)
+    whole = row.keys() & WHOLE
     if len(row) == 1 and whole:
         name = whole.pop()
         if content_type.lower().startswith(FORMS):  # a form with one part: the part has a type of its own

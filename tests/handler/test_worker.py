@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -275,6 +276,25 @@ def test_describe(services):
     document = json.loads(response.body)
     assert document["task"] == "text-classification" and document["labels"] == ["LABEL_0", "LABEL_1", "LABEL_2"]
     assert document["limits"]["max_tokens"] == 64 and document["limits"]["max_items"] == 32
+
+
+@pytest.mark.parametrize("others", [0, 2])
+def test_a_clients_describe_header_is_nothing_special(services, others):
+    """BaseHandler would describe the model to the first row, and TorchServe then fail the whole batch."""
+    rows = [frames.post(b'{"text": "a"}', describe="True"), *[post({"text": "a"})] * others]
+    responses = frames.predict(services["text-classification"], rows)
+    assert [response.status for response in responses] == [200] * (1 + others)
+    assert all("prediction" in json.loads(response.body) for response in responses)
+
+
+def test_a_text_without_tokens(services, monkeypatch):
+    encoder = services["feature-extraction"].handler.pipeline.task.encoder
+    tokenizer = encoder.loaded.tokenizer
+    bare = lambda texts, **settings: tokenizer(texts, add_special_tokens=False, **settings)  # noqa: E731
+    monkeypatch.setattr(encoder, "loaded", dataclasses.replace(encoder.loaded, tokenizer=bare))
+    empty, good = frames.predict(services["feature-extraction"], [post({"text": ""}), post({"text": "a"})])
+    assert (empty.status, good.status) == (422, 200)
+    assert "no tokens" in empty.body.decode()
 
 
 def test_metrics_are_lines_that_the_frontend_reads(services, caplog):
