@@ -1,7 +1,7 @@
 """Token vectors to one vector: the poolings of sentence-transformers, and where a model's files name them.
 
-`modules.json` lists the stages; `1_Pooling/config.json` names the poolings, whose vectors are concatenated in a
-fixed order (sentence_transformers/sentence_transformer/modules/pooling.py).
+`modules.json` lists the stages; `1_Pooling/config.json` names the poolings, whose vectors are
+concatenated (sentence_transformers/sentence_transformer/modules/pooling.py).
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def last_token(hidden: Tensor, mask: Tensor) -> Tensor:
     return hidden[torch.arange(len(hidden), device=hidden.device), last]
 
 
-# In the order in which sentence-transformers concatenates them.
+# In the order in which sentence-transformers concatenates those that are switches.
 POOLINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "cls": cls,
     "max": maximum,
@@ -132,17 +132,19 @@ def _poolings(directory: Path, stages: dict[str, str]) -> tuple[str, ...]:
         raise LoadError(
             f"model/{path}/config.json has a pooling that is not supported: {', '.join(unknown) or 'none'}"
         )
-    return tuple(name for name in POOLINGS if name in chosen)
+    return tuple(chosen)
 
 
 def _named(config: dict[str, Any]) -> Sequence[str]:
-    """As sentence-transformers 6 writes it: `pooling_mode` is a name or a list of names."""
+    """As sentence-transformers 6 writes it: `pooling_mode` is a name, or a list of names in their order."""
     mode = config.get("pooling_mode", [])
     return [mode] if isinstance(mode, str) else list(mode)
 
 
 def _flagged(config: dict[str, Any]) -> Sequence[str]:
-    """As those before wrote it: a switch for each, `pooling_mode_mean_tokens: true`."""
-    flags = [name.removeprefix("pooling_mode_") for name, value in config.items() if value is True]
+    """As those before wrote it: a switch for each, `pooling_mode_mean_tokens: true`; unknown ones last."""
+    prefix = "pooling_mode_"
+    flags = [name.removeprefix(prefix) for name, on in config.items() if name.startswith(prefix) and on is True]
     names = {"cls_token": "cls", "max_tokens": "max", "mean_tokens": "mean", "weightedmean_tokens": "weightedmean"}
-    return [names.get(flag, flag) for flag in flags if f"pooling_mode_{flag}" in config]
+    chosen = {names.get(flag, flag) for flag in flags}
+    return [*(name for name in POOLINGS if name in chosen), *sorted(chosen - set(POOLINGS))]

