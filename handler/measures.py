@@ -46,23 +46,20 @@ class Measures:
 
     def emit(self, cache: Any) -> None:
         """Tells TorchServe. `cache` is `context.metrics`, whose model name stands in every line."""
-        for name, kind, value in self._values():
-            _emit(cache, name, kind, value, {})
+        kinds = {kind.value: metrics for kind, metrics in cache.cache.items()}
+        for name, kind, value, dimensions in self._values():
+            # Straight to the metric: `add_metric` would append the ids of all requests of the batch to the line.
+            if metric := kinds.get(kind, {}).get(name):
+                metric.add_or_update(round(value, 6), [*dimensions, cache.model_name, "Model"])
+
+    def _values(self) -> Iterator[tuple[str, str, float, tuple[str, ...]]]:
+        """Name, kind, value, and the dimensions before the model's."""
+        yield "HandlerBatches", "counter", 1, ()
+        yield "HandlerRequests", "counter", self.requests, ()
+        yield "HandlerBatchSize", "gauge", self.requests, ()
+        if self.padded_tokens:
+            yield "HandlerTokens", "counter", self.tokens, ()
+            yield "HandlerPaddingRatio", "histogram", 1 - self.tokens / self.padded_tokens, ()
         for step in STEPS:
             if step in self.seconds:
-                _emit(cache, "HandlerStepSeconds", "histogram", self.seconds[step], {"Step": step})
-
-    def _values(self) -> Iterator[tuple[str, str, float]]:
-        yield "HandlerBatches", "counter", 1
-        yield "HandlerRequests", "counter", self.requests
-        yield "HandlerBatchSize", "gauge", self.requests
-        if self.padded_tokens:
-            yield "HandlerTokens", "counter", self.tokens
-            yield "HandlerPaddingRatio", "histogram", 1 - self.tokens / self.padded_tokens
-
-
-def _emit(cache: Any, name: str, kind: str, value: float, dimensions: dict[str, str]) -> None:
-    # Straight to the metric: `add_metric` would append the ids of all requests of the batch to the line.
-    known = {metric_type.value: metrics for metric_type, metrics in cache.cache.items()}.get(kind, {})
-    if name in known:
-        known[name].add_or_update(round(value, 6), [*dimensions.values(), cache.model_name, "Model"])
+                yield "HandlerStepSeconds", "histogram", self.seconds[step], (step,)

@@ -51,9 +51,8 @@ def drain(inference: str, management: str, server: int, ports: Iterable[int], se
     end = time.monotonic() + seconds
     try:
         with ManagementClient(management, timeout=5) as client:
-            serving = [
-                model for model in client.models() if model.ready
-            ]  # nothing passes a queue without a worker
+            # Nothing passes a queue that has no worker.
+            serving = [model for model in client.models() if model.ready]
             markers = [_accepted_connection(inference) for _ in serving]
             for port in ports:
                 shut_listener(server, port)

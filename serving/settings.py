@@ -39,8 +39,9 @@ def check_archive(store: Path, name: str) -> None:
         whole = (path / MANIFEST).is_file()
     elif name.endswith(".tar.gz"):
         whole = tarfile.is_tarfile(path)
-    else:
-        whole = zipfile.is_zipfile(path) and MANIFEST in zipfile.ZipFile(path).namelist()
+    elif whole := zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            whole = MANIFEST in archive.namelist()
     if not whole:
         raise CannotServe(f"{name} is not an archive; python -m archiver verify says more")
 
@@ -50,6 +51,8 @@ def write_properties(args: argparse.Namespace, store: Path, scratch: Path) -> di
     source = Path(args.ts_config)
     if not source.is_file():
         raise CannotServe(f"there is no configuration file {source}")
+    if not Path(args.log_config).is_file():  # log4j would go on with a configuration of its own
+        raise CannotServe(f"there is no log configuration {args.log_config}")
     lines = (line.strip() for line in source.read_text().splitlines())
     pairs = (line.partition("=") for line in lines if line and not line.startswith("#"))
     properties = {name.strip(): value.strip() for name, _, value in pairs}

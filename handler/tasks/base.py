@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from handler.batch import Slot
 from handler.config import TASKS, HandlerConfig
+from handler.errors import NonFiniteOutput
 from handler.request import Call, Request, TextItem
 from handler.text_encoder import Tokens
 
@@ -47,6 +50,12 @@ class Task(Protocol):
 
     def describe(self) -> dict[str, Any]:
         """What the management API shows of the model."""
+
+
+def require_finite(outputs: Sequence[npt.NDArray[np.float32]]) -> None:
+    """Raises NonFiniteOutput where one request's outputs hold a NaN or an infinity: JSON has neither."""
+    if not all(np.isfinite(output).all() for output in outputs):
+        raise NonFiniteOutput("the model answered NaN or infinity")
 
 
 def build(config: HandlerConfig, directory: Path, device: torch.device) -> Task:

@@ -14,12 +14,11 @@ import transformers
 
 from handler.batch import Slot
 from handler.config import HandlerConfig
-from handler.errors import NonFiniteOutput
 from handler.loading import load
 from handler.pooling import pool, read_pooling
 from handler.request import Call, Limits, Request, TextItem, read_text_request
 from handler.rules import BOOLEAN, key
-from handler.tasks.base import About
+from handler.tasks.base import About, require_finite
 from handler.text_encoder import TextEncoder, Tokens
 
 Embedding = npt.NDArray[np.float32]  # (size,)
@@ -61,8 +60,7 @@ class FeatureExtraction:
 
     def decode(self, request: Request, outputs: Sequence[Embedding]) -> Sequence[Embedding]:
         """The vectors, if they are numbers."""
-        if not all(np.isfinite(embedding).all() for embedding in outputs):
-            raise NonFiniteOutput("the model answered NaN or infinity")
+        require_finite(outputs)
         return outputs
 
     def answer(self, request: Request, results: Sequence[Embedding], about: About) -> dict[str, Any]:

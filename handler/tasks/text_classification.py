@@ -14,11 +14,11 @@ import transformers
 
 from handler.batch import Slot
 from handler.config import HandlerConfig
-from handler.errors import LoadError, NonFiniteOutput
+from handler.errors import LoadError
 from handler.loading import load
 from handler.request import Call, Limits, Request, TextItem, read_text_request
 from handler.rules import BOOLEAN, integer, key, optional
-from handler.tasks.base import About
+from handler.tasks.base import About, require_finite
 from handler.text_encoder import TextEncoder, Tokens
 
 Probabilities = npt.NDArray[np.float32]  # (labels,)
@@ -74,8 +74,7 @@ class TextClassification:
 
     def decode(self, request: Request, outputs: Sequence[Probabilities]) -> Sequence[Classification]:
         """Probabilities to the best label of each text."""
-        if not all(np.isfinite(probabilities).all() for probabilities in outputs):
-            raise NonFiniteOutput("the model answered NaN or infinity")
+        require_finite(outputs)
         return [Classification(int(np.argmax(probabilities)), probabilities) for probabilities in outputs]
 
     def answer(self, request: Request, results: Sequence[Classification], about: About) -> dict[str, Any]:

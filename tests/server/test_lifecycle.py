@@ -166,6 +166,7 @@ def test_a_taken_port(store):
         (["--models", "tiny=absent.mar"], "there is no absent.mar in"),
         (["--port-base", "80"], "--port-base: 80: expected a number from 1024"),
         (["--ts-config", "absent.properties"], "there is no configuration file absent.properties"),
+        (["--log-config", "absent.xml"], "there is no log configuration absent.xml"),
     ],
 )
 def test_wrong_arguments(store, arguments, says):
