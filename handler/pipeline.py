@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -120,30 +121,32 @@ class BatchPipeline:
         self.drain.check()
         return self.task.parse(native.read(message, self.task.field, self.config.handler.max_body_bytes))
 
-    def _compute(self, items: Sequence[TextItem], deadline: Deadline, measures: Measures) -> list[Slot[Any]]:
+    def _compute(
+        self, items: Sequence[TextItem], deadline: Deadline, measures: Measures
+    ) -> list[Slot[tuple[Any, ...]]]:
+        """The outputs of each item's rows, or the error in their place."""
         with measures.step("encode"):
             encoded = batch.together(items, self.task.encode)
-        rows = [index for index, slot in enumerate(encoded) if isinstance(slot, Tokens)]
-        tokens = [slot for slot in encoded if isinstance(slot, Tokens)]
-        lengths = [len(row) for row in tokens]
+        rows = [row for slot in encoded if not isinstance(slot, HandlerError) for row in slot]
+        lengths = [len(row) for row in rows]
         micro_batches = batch.plan(lengths, self.batch_tokens)
         measures.count(micro_batches, lengths)
         with measures.step("forward"):
-            outputs = batch.run(micro_batches, lambda chosen: self._forward([tokens[i] for i in chosen]), deadline)
-        slots: list[Slot[Any]] = list(encoded)
-        for place, row in enumerate(rows):
-            slots[row] = outputs[place]
-        return slots
+            outputs = batch.run(micro_batches, lambda chosen: self._forward([rows[i] for i in chosen]), deadline)
+        cursor = count()
+        return each(encoded, lambda item: _all_or_error([outputs[next(cursor)] for _ in item]))
 
     def _forward(self, rows: Sequence[Tokens]) -> Sequence[Any]:
         with devices.failures():
             return self.task.forward(rows)
 
-    def _decode(self, request: Request, outputs: Sequence[Slot[Any]]) -> Answered:
+    def _decode(self, request: Request, outputs: Sequence[Slot[tuple[Any, ...]]]) -> Answered:
+        computed = []
         for index, output in enumerate(outputs):
             if isinstance(output, HandlerError):
                 raise output if request.single else _at(index, self.task.field, output)
-        return Answered(request, self.task.decode(request, outputs))
+            computed.append(output)
+        return Answered(request, self.task.decode(request, computed))
 
 
 def load(context: Any) -> BatchPipeline:
@@ -168,6 +171,14 @@ def load(context: Any) -> BatchPipeline:
         raise LoadError(f"{type(err).__name__}: {err}".splitlines()[0]) from err
     logger.info("serving %s on %s with %d CPU threads", config.handler.task, device, threads)
     return pipeline
+
+
+def _all_or_error(outputs: Sequence[Slot[Any]]) -> tuple[Any, ...]:
+    """An item's outputs, one for each of its rows. Raises the first error among them."""
+    for output in outputs:
+        if isinstance(output, HandlerError):
+            raise output
+    return tuple(outputs)
 
 
 def _at(index: int, name: str, error: HandlerError) -> HandlerError:

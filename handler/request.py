@@ -28,6 +28,7 @@ class TextItem:
 
     text: str
     truncate: bool  # cut to the model's limit, rather than refuse
+    pair: str | None = None  # the second text, where the model reads two
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -17,32 +17,44 @@ from handler.request import TextItem
 
 @dataclass(frozen=True)
 class Tokens:
-    """One text's tokens, special ones included, without padding."""
+    """One text's tokens, or one window's of a long text; special ones included, without padding."""
 
     ids: list[int]
     type_ids: list[int] | None  # where the model has token types
+    encoding: Any  # tokenizers.Encoding: offsets, word_ids, sequence_ids, special_tokens_mask, made when asked for
 
     def __len__(self) -> int:
         return len(self.ids)
 
 
-class TextEncoder:
-    """A loaded model and its tokenizer, as the tasks use them."""
+Rows: TypeAlias = tuple[Tokens, ...]  # of one item: one, or its windows
 
-    def __init__(self, loaded: Loaded) -> None:
+
+class TextEncoder:
+    """A loaded model and its tokenizer, as the tasks use them.
+
+    Args:
+        loaded: the model.
+        cut: which text of a pair is cut to the model's limit, in transformers' words.
+        stride: where given, a long text is not cut but read in windows that share so many tokens.
+    """
+
+    def __init__(self, loaded: Loaded, cut: str = "longest_first", stride: int | None = None) -> None:
         self.loaded = loaded
+        self.cut = cut
+        self.stride = stride
         self.has_types = "token_type_ids" in loaded.tokenizer.model_input_names
         self.pad_id = loaded.tokenizer.pad_token_id or 0
         self.pads_left = loaded.tokenizer.padding_side == "left"
 
-    def encode(self, items: Sequence[TextItem]) -> list[Slot[Tokens]]:
+    def encode(self, items: Sequence[TextItem]) -> list[Slot[Rows]]:
         """Tokenizes in at most two calls: the texts that may be cut, and those that may not."""
-        slots: dict[int, Slot[Tokens]] = {}
+        slots: dict[int, Slot[Rows]] = {}
         for truncate in (True, False):
             places = [place for place, item in enumerate(items) if item.truncate is truncate]
             if places:
-                encoded = self._tokenize([items[place].text for place in places], truncate)
-                slots.update((place, self._judge(encoded, row)) for row, place in enumerate(places))
+                rows = self._tokenize([items[place] for place in places], truncate)
+                slots.update((place, self._judge(rows[index])) for index, place in enumerate(places))
         return [slots[place] for place in range(len(items))]
 
     def forward(self, rows: Sequence[Tokens]) -> tuple[Any, torch.Tensor]:
@@ -55,17 +67,28 @@ class TextEncoder:
         with torch.inference_mode():
             return self.loaded.model(**inputs), inputs["attention_mask"]
 
-    def _tokenize(self, texts: list[str], truncate: bool) -> Any:
-        limit = {"truncation": True, "max_length": self.loaded.max_tokens} if truncate else {}
-        return self.loaded.tokenizer(texts, return_token_type_ids=self.has_types, verbose=False, **limit)
+    def _tokenize(self, items: Sequence[TextItem], truncate: bool) -> list[list[Tokens]]:
+        options: dict[str, Any] = {"return_token_type_ids": self.has_types, "verbose": False}
+        if truncate:
+            options |= {"truncation": self.cut, "max_length": self.loaded.max_tokens}
+            if self.stride is not None:
+                options |= {"stride": self.stride, "return_overflowing_tokens": True}
+        pairs = None if items[0].pair is None else [item.pair for item in items]
+        encoded = self.loaded.tokenizer([item.text for item in items], pairs, **options)
+        rows: list[list[Tokens]] = [[] for _ in items]
+        owners = encoded.get("overflow_to_sample_mapping", range(len(items)))
+        for index, owner in enumerate(owners):
+            types = encoded["token_type_ids"][index] if self.has_types else None
+            rows[owner].append(Tokens(encoded["input_ids"][index], types, encoded.encodings[index]))
+        return rows
 
-    def _judge(self, encoded: Any, row: int) -> Slot[Tokens]:
-        ids = encoded["input_ids"][row]
-        if len(ids) > self.loaded.max_tokens:
-            return TooLarge(f"the text has {len(ids)} tokens; the limit is {self.loaded.max_tokens}")
-        if not ids:  # a tokenizer that adds no special ones, and nothing to tokenize
+    def _judge(self, rows: Sequence[Tokens]) -> Slot[Rows]:
+        size = len(rows[0])
+        if size > self.loaded.max_tokens:
+            return TooLarge(f"the text has {size} tokens; the limit is {self.loaded.max_tokens}")
+        if not size:  # a tokenizer that adds no special ones, and nothing to tokenize
             return InvalidRequest("the text has no tokens")
-        return Tokens(ids, encoded["token_type_ids"][row] if self.has_types else None)
+        return tuple(rows)
 
     def _pad(self, rows: Sequence[Tokens]) -> dict[str, np.ndarray[Any, Any]]:
         """Rectangles of (rows, longest) int64, padded on the tokenizer's side."""

@@ -16,7 +16,7 @@ from handler.batch import Slot
 from handler.config import TASKS, HandlerConfig
 from handler.errors import NonFiniteOutput
 from handler.request import Call, Request, TextItem
-from handler.text_encoder import Tokens
+from handler.text_encoder import Rows, Tokens
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,14 @@ class Task(Protocol):
     def parse(self, call: Call) -> Request:
         """Judges a call; raises InvalidRequest or TooLarge."""
 
-    def encode(self, items: Sequence[TextItem]) -> list[Slot[Tokens]]:
-        """Items to tokens, or the error in their place."""
+    def encode(self, items: Sequence[TextItem]) -> list[Slot[Rows]]:
+        """Items to tokens, or the error in their place. A long item may become several rows."""
 
     def forward(self, rows: Sequence[Tokens]) -> Sequence[Any]:
         """One micro-batch through the model: an output for each row, on the CPU."""
 
-    def decode(self, request: Request, outputs: Sequence[Any]) -> Sequence[Any]:
-        """One request's outputs to its results; raises NonFiniteOutput."""
+    def decode(self, request: Request, outputs: Sequence[tuple[Any, ...]]) -> Sequence[Any]:
+        """One request's outputs, those of all its rows for each item, to its results; raises NonFiniteOutput."""
 
     def answer(self, request: Request, results: Sequence[Any], about: About) -> dict[str, Any]:
         """The native protocol's document."""

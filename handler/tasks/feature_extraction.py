@@ -19,7 +19,7 @@ from handler.pooling import pool, read_pooling
 from handler.request import Call, Limits, Request, TextItem, read_text_request
 from handler.rules import BOOLEAN, key
 from handler.tasks.base import About, require_finite
-from handler.text_encoder import TextEncoder, Tokens
+from handler.text_encoder import Rows, TextEncoder, Tokens
 
 Embedding = npt.NDArray[np.float32]  # (size,)
 
@@ -46,7 +46,7 @@ class FeatureExtraction:
         """Texts, with truncation."""
         return read_text_request(call, Parameters, self.limits)
 
-    def encode(self, items: Sequence[TextItem]) -> list[Slot[Tokens]]:
+    def encode(self, items: Sequence[TextItem]) -> list[Slot[Rows]]:
         """Texts to tokens."""
         if self.pooling.lower_case:
             items = [replace(item, text=item.text.lower()) for item in items]
@@ -58,10 +58,11 @@ class FeatureExtraction:
         with torch.inference_mode():
             return list(pool(output.last_hidden_state.float(), mask, self.pooling).cpu().numpy())
 
-    def decode(self, request: Request, outputs: Sequence[Embedding]) -> Sequence[Embedding]:
+    def decode(self, request: Request, outputs: Sequence[tuple[Embedding]]) -> Sequence[Embedding]:
         """The vectors, if they are numbers."""
-        require_finite(outputs)
-        return outputs
+        embeddings = [embedding for (embedding,) in outputs]
+        require_finite(embeddings)
+        return embeddings
 
     def answer(self, request: Request, results: Sequence[Embedding], about: About) -> dict[str, Any]:
         """A list of vectors, for one text too."""

@@ -19,7 +19,7 @@ from handler.loading import load
 from handler.request import Call, Limits, Request, TextItem, read_text_request
 from handler.rules import BOOLEAN, integer, key, optional
 from handler.tasks.base import About, require_finite
-from handler.text_encoder import TextEncoder, Tokens
+from handler.text_encoder import Rows, TextEncoder, Tokens
 
 Probabilities = npt.NDArray[np.float32]  # (labels,)
 
@@ -61,7 +61,7 @@ class TextClassification:
         """Texts, with top_k and truncation."""
         return read_text_request(call, Parameters, self.limits)
 
-    def encode(self, items: Sequence[TextItem]) -> list[Slot[Tokens]]:
+    def encode(self, items: Sequence[TextItem]) -> list[Slot[Rows]]:
         """Texts to tokens."""
         return self.encoder.encode(items)
 
@@ -72,10 +72,10 @@ class TextClassification:
         scores = torch.softmax(logits, dim=-1) if self.exclusive else torch.sigmoid(logits)
         return list(scores.cpu().numpy())
 
-    def decode(self, request: Request, outputs: Sequence[Probabilities]) -> Sequence[Classification]:
+    def decode(self, request: Request, outputs: Sequence[tuple[Probabilities]]) -> Sequence[Classification]:
         """Probabilities to the best label of each text."""
-        require_finite(outputs)
-        return [Classification(int(np.argmax(probabilities)), probabilities) for probabilities in outputs]
+        require_finite([probabilities for (probabilities,) in outputs])
+        return [Classification(int(np.argmax(probabilities)), probabilities) for (probabilities,) in outputs]
 
     def answer(self, request: Request, results: Sequence[Classification], about: About) -> dict[str, Any]:
         """One prediction for one text; a list of them, with the model and the time, for a list."""

@@ -290,7 +290,7 @@ def test_a_clients_describe_header_is_nothing_special(services, others):
 def test_a_text_without_tokens(services, monkeypatch):
     encoder = services["feature-extraction"].handler.pipeline.task.encoder
     tokenizer = encoder.loaded.tokenizer
-    bare = lambda texts, **settings: tokenizer(texts, add_special_tokens=False, **settings)  # noqa: E731
+    bare = lambda *texts, **settings: tokenizer(*texts, add_special_tokens=False, **settings)  # noqa: E731
     monkeypatch.setattr(encoder, "loaded", dataclasses.replace(encoder.loaded, tokenizer=bare))
     empty, good = frames.predict(services["feature-extraction"], [post({"text": ""}), post({"text": "a"})])
     assert (empty.status, good.status) == (422, 200)
