@@ -96,7 +96,7 @@ class HandlerConfig:
     )
     max_batch_tokens: int | None = key(
         optional(integer(1)),
-        "tokens, padding included, that go through the model at once; null: 1024 on a CPU, 16384 on a GPU",
+        "tokens, padding included, that go through the model at once; null: 512 on a CPU, 16384 on a GPU",
         None,
     )
     deadline_seconds: float | None = key(
@@ -107,6 +107,11 @@ class HandlerConfig:
     threads: int | None = key(
         optional(integer(1, 1024)),
         "CPU threads of one worker; null: the cores shared among the workers",
+        None,
+    )
+    lanes: int | None = key(
+        optional(integer(1, 64)),
+        "micro-batches that run at once, the threads shared among them; null: one a thread up to 4, on a GPU 1",
         None,
     )
     warm_up: bool = key(BOOLEAN, "run the model before the worker is READY", True)

@@ -12,11 +12,14 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from handler import batch, devices, wire
 from handler.batch import Deadline, Slot, distinct, each
 from handler.config import ModelConfig, read_config
 from handler.draining import Drain
 from handler.errors import HandlerError, LoadError
+from handler.lanes import Lanes
 from handler.measures import Measures
 from handler.protocols import native
 from handler.request import Request, TextItem
@@ -56,9 +59,13 @@ class Answers:
 class BatchPipeline:
     """The three steps of TorchServe's handler, for tasks that answer a batch at once."""
 
-    def __init__(self, config: ModelConfig, task: Task, model_name: str, batch_tokens: int) -> None:
+    def __init__(
+        self, config: ModelConfig, task: Task, model_name: str, device: torch.device, threads: int
+    ) -> None:
         self.config = config
-        self.batch_tokens = batch_tokens
+        self.batch_tokens = config.handler.max_batch_tokens or devices.BATCH_TOKENS[device.type]
+        self.launch_tokens = devices.LAUNCH_TOKENS[device.type]
+        self.lanes = Lanes(device, threads, config.handler.lanes or devices.lanes(device, threads))
         self.task = task
         self.model_name = model_name
         self.drain = Drain()
@@ -129,10 +136,12 @@ class BatchPipeline:
             encoded = batch.together(items, self.task.encode)
         rows = [row for slot in encoded if not isinstance(slot, HandlerError) for row in slot]
         lengths = [len(row) for row in rows]
-        micro_batches = batch.plan(lengths, self.batch_tokens)
+        micro_batches = batch.plan(lengths, self.batch_tokens, self.launch_tokens)
         measures.count(micro_batches, lengths)
         with measures.step("forward"):
-            outputs = batch.run(micro_batches, lambda chosen: self._forward([rows[i] for i in chosen]), deadline)
+            outputs = batch.run(
+                micro_batches, lambda chosen: self._forward([rows[i] for i in chosen]), deadline, self.lanes.run
+            )
         cursor = count()
         return each(encoded, lambda item: _all_or_error([outputs[next(cursor)] for _ in item]))
 
@@ -161,8 +170,7 @@ def load(context: Any) -> BatchPipeline:
         device = devices.choose(context.system_properties.get("gpu_id"))
         threads = devices.share_cores(config.server.maxWorkers, config.handler.threads)
         task = tasks.build(config.handler, directory, device)
-        batch_tokens = config.handler.max_batch_tokens or devices.BATCH_TOKENS[device.type]
-        pipeline = BatchPipeline(config, task, context.model_name, batch_tokens)
+        pipeline = BatchPipeline(config, task, context.model_name, device, threads)
         if config.handler.warm_up:
             pipeline.warm_up()
     except LoadError:

@@ -11,22 +11,37 @@ from handler.errors import BadRequest, DeadlineExceeded, InternalError, OutOfMem
 LENGTHS = st.lists(st.integers(1, 300), max_size=60)
 
 
-@given(LENGTHS, st.integers(1, 2000))
-def test_the_plan_holds_every_row_once_within_the_budget(lengths, budget):
-    plan = batch.plan(lengths, budget)
+@given(LENGTHS, st.integers(1, 2000), st.integers(0, 500))
+def test_the_plan_holds_every_row_once_within_the_budget(lengths, budget, launch):
+    plan = batch.plan(lengths, budget, launch)
     assert sorted(row for rows in plan for row in rows) == list(range(len(lengths)))
     for rows in plan:
         assert len(rows) == 1 or len(rows) * max(lengths[row] for row in rows) <= budget
 
 
-@given(LENGTHS, st.integers(1, 2000))
-def test_neighbours_in_a_micro_batch_are_neighbours_in_length(lengths, budget):
-    order = [lengths[row] for rows in batch.plan(lengths, budget) for row in rows]
+@given(LENGTHS, st.integers(1, 2000), st.integers(0, 500))
+def test_neighbours_in_a_micro_batch_are_neighbours_in_length(lengths, budget, launch):
+    plan = sorted(batch.plan(lengths, budget, launch), key=lambda rows: -lengths[rows[0]])
+    order = [lengths[row] for rows in plan for row in rows]
     assert order == sorted(lengths, reverse=True)
 
 
-def test_the_plan_fills_micro_batches():
-    assert batch.plan([10, 1, 10, 9], 20) == [[0, 2], [3, 1]]
+@given(LENGTHS, st.integers(1, 2000), st.integers(0, 500))
+def test_no_micro_batch_pads_more_than_one_more_forward_would_cost(lengths, budget, launch):
+    for rows in batch.plan(lengths, budget, launch):
+        assert sum(lengths[rows[0]] - lengths[row] for row in rows) <= launch
+
+
+@pytest.mark.parametrize(
+    ("lengths", "budget", "launch", "plan"),
+    [
+        ([10, 1, 10, 9], 20, 99, [[0, 2], [3, 1]]),  # filled to the budget
+        ([10, 1, 10, 9], 99, 1, [[0, 2, 3], [1]]),  # rather launched again than padded
+        ([2, 2, 2, 9, 2, 2], 99, 1, [[0, 1, 2, 4, 5], [3]]),  # the largest first
+    ],
+)
+def test_the_plan(lengths, budget, launch, plan):
+    assert batch.plan(lengths, budget, launch) == plan
 
 
 @given(st.lists(st.text(max_size=2)))
