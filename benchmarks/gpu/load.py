@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-START = 1.0  # s until all processes are up and begin together
+START = 2.0  # s until all processes are up and begin together
 TIMEOUT = 120.0  # s for one answer
 
 
@@ -69,7 +69,7 @@ def run(load: Load, processes: int, place: Path) -> Seen:
     """Drives the load from several processes at once."""
     place.mkdir(exist_ok=True)
     processes = max(1, min(processes, len(load.requests)))
-    start_at = time.time() + START + 0.1 * processes
+    start_at = time.time() + START
     children = []
     try:
         for number in range(processes):
@@ -126,8 +126,9 @@ class Connection(threading.Thread):
     def run(self) -> None:
         """Sends until the time is over; what is under way then is still read, and not counted."""
         bodies = [json.dumps({"texts": r} if len(r) > 1 else {"text": r[0]}).encode() for r in self.requests]
-        time.sleep(max(0.0, self.job["start_at"] - time.time()))
-        begin = time.perf_counter() + self.job["warm_up"]
+        until_start = self.job["start_at"] - time.time()
+        begin = time.perf_counter() + until_start + self.job["warm_up"]  # the same moment in every process
+        time.sleep(max(0.0, until_start))
         end = begin + self.job["seconds"]
         connection, turn = self._connect(), 0
         while (started := time.perf_counter()) < end:
