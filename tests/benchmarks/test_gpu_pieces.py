@@ -59,6 +59,13 @@ def test_vectors_that_are_all_alike_prove_nothing():
     assert not measure.compare(FP32, [4] * 8, np.ones_like(VECTORS), np.ones_like(VECTORS)).passed
 
 
+def test_vectors_of_each_others_texts_fail():
+    alike = 1 + 0.02 * VECTORS  # as random models' vectors of long texts are
+    found = measure.compare(BF16, [4] * 8, alike[[1, 0, *range(2, 8)]], alike)
+    assert found.min_cosine > 0.999 and not found.passed
+    assert measure.compare(BF16, [4] * 8, alike, alike).passed
+
+
 def test_a_missing_vector_fails():
     assert not measure.compare(FP32, [4] * 8, VECTORS[1:], VECTORS).passed
 
