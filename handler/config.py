@@ -85,6 +85,13 @@ class HandlerConfig:
     dtype: str = key(
         one_of("float32", "bfloat16", "float16"), "the number format that the model runs in", "float32"
     )
+    quantize: str | None = key(
+        optional(one_of("int8")), "linear layers in 8-bit integers, activations as they come; on a CPU only", None
+    )
+    compile: bool = key(BOOLEAN, "torch.compile, done before the worker is READY; needs a C++ compiler", False)
+    attention: str | None = key(
+        optional(one_of("sdpa", "eager")), "how attention is computed; null: as transformers chooses", None
+    )
     max_tokens: int | None = key(
         optional(integer(1)), "tokens of one text, special ones included; null: the model's own limit", None
     )
@@ -187,6 +194,23 @@ def _contradictions(config: ModelConfig) -> list[Problem]:
     if config.deadline_seconds >= server.responseTimeout:
         expected = f"expected less than responseTimeout, {server.responseTimeout}"
         problems.append(Problem("handler.deadline_seconds", expected, str(handler.deadline_seconds)))
+    if handler.quantize:
+        clashes = {
+            "handler.dtype": (handler.dtype, "float32"),
+            "handler.compile": (handler.compile, False),
+            "deviceType": (server.deviceType or "cpu", "cpu"),
+        }
+        problems += [
+            Problem(
+                name,
+                f"expected {str(allowed).lower()}, because handler.quantize is {handler.quantize}",
+                str(value),
+            )
+            for name, (value, allowed) in clashes.items()
+            if value != allowed
+        ]
+    if handler.compile and not handler.warm_up:
+        problems.append(Problem("handler.warm_up", "expected true, because handler.compile is true", "False"))
     return problems
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
-from handler.errors import DeviceLost, OutOfMemory
+from handler.errors import DeviceLost, LoadError, OutOfMemory
+
+logger = logging.getLogger(__name__)
 
 # Tokens that go through a model at once, padding included, where the configuration does not say. On two CPU cores
 # all-MiniLM-L6-v2 did 100, 101, 96, 95 and 88 texts/s with 256, 384, 512, 768 and 1024, in batches of 64 texts of
@@ -26,16 +30,31 @@ MOST_LANES = 4  # transformers' Python holds the interpreter for about a tenth o
 CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # cgroup v2: "QUOTA PERIOD" in microseconds, or "max PERIOD"
 
 
-def choose(gpu_id: int | None) -> torch.device:
+def choose(gpu_id: int | None, wanted: str | None) -> torch.device:
     """The worker's GPU where TorchServe has given it one, else the CPU.
 
     TorchServe does not narrow CUDA_VISIBLE_DEVICES, so without `set_device` every worker would also hold a
     context on the first GPU.
+
+    Args:
+        gpu_id: what TorchServe gave. It gives none where it sees no GPU, whatever the archive asks for.
+        wanted: the archive's deviceType.
+
+    Raises:
+        LoadError: the archive asks for a GPU and there is none.
     """
     if gpu_id is None or not torch.cuda.is_available():
+        if wanted == "gpu":
+            raise LoadError("deviceType is gpu, but " + _why_no_gpu(gpu_id))
+        if gpu_id is not None:
+            logger.warning("computing on the CPU: %s", _why_no_gpu(gpu_id))
         return torch.device("cpu")
     torch.cuda.set_device(int(gpu_id))
     return torch.device("cuda", int(gpu_id))
+
+
+def _why_no_gpu(gpu_id: int | None) -> str:
+    return "TorchServe sees no GPU on this machine" if gpu_id is None else "this PyTorch cannot use CUDA here"
 
 
 def share_cores(workers: int, threads: int | None) -> int:
@@ -71,13 +90,21 @@ def failures() -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as err:
-        torch.cuda.empty_cache()
-        raise OutOfMemory("the input does not fit in the device's memory") from err
+        raise _out_of_device_memory(err) from None
     except MemoryError as err:
         raise OutOfMemory("the input does not fit in memory") from err
     except RuntimeError as err:
+        if any(words in str(err) for words in ("CUDA error: out of memory", "ALLOC_FAILED")):  # cuBLAS's, cuDNN's
+            raise _out_of_device_memory(err) from None
         if isinstance(err, torch.AcceleratorError) or "CUDA error" in str(err):
             raise DeviceLost(f"the device is gone: {str(err).splitlines()[0]}") from err
         if "DefaultCPUAllocator" in str(err):  # c10/core/impl/alloc_cpu.cpp has no type of its own
             raise OutOfMemory("the input does not fit in memory") from err
         raise
+
+
+def _out_of_device_memory(err: Exception) -> OutOfMemory:
+    # The frames of the failed forward hold its tensors; until they go there is nothing to give back.
+    traceback.clear_frames(err.__traceback__)
+    torch.cuda.empty_cache()
+    return OutOfMemory("the input does not fit in the device's memory")

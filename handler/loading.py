@@ -7,12 +7,16 @@ which the check of every archive would pay.
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from torch.ao import quantization
 
 from handler.config import HandlerConfig
 from handler.errors import LoadError
@@ -66,6 +70,7 @@ def load(
         directory,
         config=model_config,
         dtype=DTYPES[config.dtype],
+        attn_implementation=config.attention,
         use_safetensors=True,
         output_loading_info=True,
         **offline,
@@ -75,8 +80,33 @@ def load(
         raise LoadError(
             f"model.safetensors lacks {len(missing)} weights that {config.task} needs, such as {missing[0]}"
         )
-    model = model.to(device).eval()
+    model = _faster(model.to(device).eval(), config)
     return Loaded(model, tokenizer, device, directory, _max_tokens(directory, config, model, tokenizer))
+
+
+def _faster(model: Any, config: HandlerConfig) -> Any:
+    """The model as the configuration wants it computed."""
+    if config.quantize:
+        _quantize(model)
+    if config.compile:
+        if not (os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")):
+            raise LoadError("handler.compile needs a C++ compiler, and there is none: install g++, or set CXX")
+        model.compile(dynamic=True)  # shapes as variables: one program for all lengths, not one for each
+    return model
+
+
+def _quantize(model: Any) -> None:
+    """Replaces the linear layers of the encoder; a task's own head is small, and its numbers are the answer."""
+    if next(model.parameters()).device.type != "cpu":
+        raise LoadError("handler.quantize is for CPUs, and this worker has a GPU; set deviceType to cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.ao.quantization is to move to torchao, which has no such kernels
+        quantization.quantize_dynamic(  # type: ignore[no-untyped-call]
+            model.base_model,
+            {torch.nn.Linear: quantization.per_channel_dynamic_qconfig},
+            dtype=torch.qint8,
+            inplace=True,
+        )
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -114,13 +114,18 @@ class BatchPipeline:
         return {"task": handler.task, "input": self.task.field, "limits": limits, **self.task.describe()}
 
     def warm_up(self) -> None:
-        """Runs a short and a long row, so that the first client does not pay for what is done once.
+        """Runs each kind of batch once, so that the first client does not pay for what is done once.
+
+        One row and several, spread over the cores and in lanes (torch.compile makes a program for each), and as
+        many tokens as ever go through at once.
 
         Raises:
             LoadError: the model does not run.
         """
-        for text in ("warm", "warm " * min(128, self.task.max_tokens)):
-            for output in self._compute([TextItem(text, True)], Deadline.after(3600), Measures()):
+        short, long = TextItem("warm", True), TextItem("warm " * min(512, self.task.max_tokens), True)
+        full = max(2, self.batch_tokens // min(512, self.task.max_tokens))
+        for items in ([short], [long], [short] * 2, [short, long], [*[short] * 2, *[long] * 2], [long] * full):
+            for output in self._compute(items, Deadline.after(3600), Measures()):
                 if isinstance(output, HandlerError):
                     raise LoadError(f"the model does not run: {output}")
 
@@ -167,7 +172,7 @@ def load(context: Any) -> BatchPipeline:
     directory = Path(context.system_properties["model_dir"]) / "model"
     try:
         config = read_config(context.model_yaml_config)
-        device = devices.choose(context.system_properties.get("gpu_id"))
+        device = devices.choose(context.system_properties.get("gpu_id"), config.server.deviceType)
         threads = devices.share_cores(config.server.maxWorkers, config.handler.threads)
         task = tasks.build(config.handler, directory, device)
         pipeline = BatchPipeline(config, task, context.model_name, device, threads)

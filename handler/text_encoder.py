@@ -68,7 +68,11 @@ class TextEncoder:
             return self.loaded.model(**inputs), inputs["attention_mask"]
 
     def _tokenize(self, items: Sequence[TextItem], truncate: bool) -> list[list[Tokens]]:
-        options: dict[str, Any] = {"return_token_type_ids": self.has_types, "verbose": False}
+        options: dict[str, Any] = {
+            "return_token_type_ids": self.has_types,
+            "return_attention_mask": False,
+            "verbose": False,
+        }
         if truncate:
             options |= {"truncation": self.cut, "max_length": self.loaded.max_tokens}
             if self.stride is not None:

@@ -112,7 +112,7 @@ class Bare:
 def pad(ids: Sequence[Sequence[int]], budget: int) -> list[Rectangle]:
     """Neighbours in length together, in rectangles of at most `budget` tokens."""
     rectangles = []
-    for places in plan([len(row) for row in ids], budget):
+    for places in plan([len(row) for row in ids], budget, launch=budget):
         longest = max(len(ids[place]) for place in places)
         rectangle = Rectangle(
             tuple(places),
