@@ -17,6 +17,7 @@ from handler.rules import BOOLEAN, Problem, Rule, check, integer, key, number, o
 TASKS = {
     "text-classification": "handler.tasks.text_classification",
     "feature-extraction": "handler.tasks.feature_extraction",
+    "text-ranking": "handler.tasks.text_ranking",
 }
 
 MAX_INT = 2**31 - 1  # TorchServe reads Java ints
@@ -24,6 +25,7 @@ DEADLINE_SHARE = 0.8  # of responseTimeout, after which TorchServe kills the wor
 
 CLASSIFIERS = ("text-classification",)
 EMBEDDERS = ("feature-extraction",)
+RANKERS = ("text-ranking",)
 
 
 class ConfigError(ValueError):
@@ -90,7 +92,9 @@ class HandlerConfig:
     )
     max_items: int = key(integer(1), "texts in one request", 256)
     max_text_bytes: int = key(integer(1), "UTF-8 bytes of one text", 100_000)
-    max_body_bytes: int = key(integer(1), "bytes of one request", 1_048_576)
+    max_body_bytes: int = key(
+        integer(1), "bytes of one request, and of all pairs of texts that it asks for", 1_048_576
+    )
     max_response_bytes: int = key(
         integer(1_000), "bytes of one answer; below max_response_size of config.properties", 10_000_000
     )
@@ -111,7 +115,7 @@ class HandlerConfig:
     )
     warm_up: bool = key(BOOLEAN, "run the model before the worker is READY", True)
     top_k: int | None = key(
-        optional(integer(1)), "answer with the k best labels in place of all probabilities", None, CLASSIFIERS
+        optional(integer(1)), "answer with the k best labels or texts only", None, CLASSIFIERS + RANKERS
     )
     threshold: float = key(
         number(0, 1), "probability from which a multi-label model's label holds", 0.5, CLASSIFIERS

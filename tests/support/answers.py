@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,9 +20,20 @@ def embeddings(scenario: Any, document: Mapping[str, Any], vectors: np.ndarray) 
     np.testing.assert_allclose(document["embeddings"], vectors, atol=1e-4)
 
 
+def ranking(scenario: Any, document: Mapping[str, Any], ranked: Sequence[Mapping[str, Any]]) -> None:
+    """Ranked is as CrossEncoder.rank answers."""
+    results = document["results"]
+    assert [entry["index"] for entry in results] == [entry["corpus_id"] for entry in ranked]
+    assert [entry.get("text") for entry in results] == [entry.get("text") for entry in ranked]
+    np.testing.assert_allclose(
+        [entry["score"] for entry in results], [entry["score"] for entry in ranked], atol=1e-4
+    )
+
+
 CHECKS: dict[str, Callable[[Any, Mapping[str, Any], Any], None]] = {
     "text-classification": classification,
     "feature-extraction": embeddings,
+    "text-ranking": ranking,
 }
 
 

@@ -21,6 +21,7 @@ LIMITS = {"max_items": 32, "max_text_bytes": 20_000, "max_body_bytes": 100_000}
 FILES = {
     "text-classification": ("text-classification", "bad-input"),
     "feature-extraction": ("feature-extraction", "bad-input"),
+    "text-ranking": ("text-ranking",),
 }
 TASKS = tuple(FILES)
 
@@ -40,6 +41,10 @@ class Scenario:
 
     def __str__(self) -> str:
         return self.name.replace(" ", "-")
+
+    def fields(self) -> Mapping[str, Any]:
+        """What is asked, for references that need more than texts."""
+        return json.loads(self.body) if self.form is None else self.form
 
     def frame(self) -> frames.Request:
         """As TorchServe's frontend would hand it to a worker."""

@@ -31,6 +31,11 @@ def classifier(directory: Path, labels: int = 3, **config: Any) -> Path:
     return directory
 
 
+def ranker(directory: Path, **config: Any) -> Path:
+    """A BERT cross-encoder: a classifier with one label."""
+    return classifier(directory, labels=1, **config)
+
+
 def encoder(
     directory: Path, pooling: str | None = None, normalize: bool = False, cased: bool = False, **config: Any
 ) -> Path:
@@ -55,6 +60,7 @@ def encoder(
 MODELS: dict[str, Callable[[Path], Path]] = {
     "text-classification": classifier,
     "feature-extraction": encoder,
+    "text-ranking": ranker,
 }
 
 FLAGS = ("cls_token", "max_tokens", "mean_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
