@@ -25,15 +25,12 @@ CONTENT_TYPES = st.sampled_from(
         "a/b/c;;=",
     ]
 )
+FIELDS = ["text", "texts", "top_k", "truncation", "query", "candidate_labels"]
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
     lambda inner: (
         st.lists(inner, max_size=4)
-        | st.dictionaries(
-            st.sampled_from(["text", "texts", "top_k", "truncation", "query"]) | st.text(max_size=5),
-            inner,
-            max_size=4,
-        )
+        | st.dictionaries(st.sampled_from(FIELDS) | st.text(max_size=5), inner, max_size=4)
     ),
     max_leaves=12,
 )
@@ -64,6 +61,7 @@ BESIDE = {
     "text-classification": {},
     "feature-extraction": {},
     "text-ranking": {"query": "a good film"},
+    "zero-shot-classification": {"candidate_labels": ["film", "battery"]},
 }
 
 

@@ -30,10 +30,20 @@ def ranking(scenario: Any, document: Mapping[str, Any], ranked: Sequence[Mapping
     )
 
 
+def zero_shot(scenario: Any, document: Mapping[str, Any], judged: Sequence[Mapping[str, Any]]) -> None:
+    """Judged is as transformers' pipeline answers, one for each text."""
+    predictions = document.get("predictions", [document])
+    for prediction, expected in zip(predictions, judged, strict=True):
+        assert prediction.keys() == {"labels", "scores"}
+        assert prediction["labels"] == expected["labels"]
+        np.testing.assert_allclose(prediction["scores"], expected["scores"], atol=1e-4)
+
+
 CHECKS: dict[str, Callable[[Any, Mapping[str, Any], Any], None]] = {
     "text-classification": classification,
     "feature-extraction": embeddings,
     "text-ranking": ranking,
+    "zero-shot-classification": zero_shot,
 }
 
 

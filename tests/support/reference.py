@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from sentence_transformers import CrossEncoder
-from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, Pipeline, pipeline
 
 
 def probabilities(model: Path, texts: Sequence[str], multi_label: bool = False) -> np.ndarray:
@@ -39,6 +39,21 @@ def ranked(model: Path, fields: Mapping[str, Any]) -> list[dict[str, Any]]:
     )
 
 
+def judged(model: Path, fields: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What the pipeline for zero-shot classification answers to a request, one for each text."""
+    return zero_shot(model)(
+        [fields["text"]] if "text" in fields else list(fields["texts"]),
+        fields["candidate_labels"],
+        multi_label=fields.get("multi_label") in (True, "true"),
+        hypothesis_template=fields.get("hypothesis_template", "This example is {}."),
+    )
+
+
+@cache
+def zero_shot(model: Path) -> Pipeline:
+    return pipeline("zero-shot-classification", str(model), device="cpu")
+
+
 @cache
 def cross_encoder(model: Path) -> CrossEncoder:
     return CrossEncoder(str(model), device="cpu", local_files_only=True)
@@ -55,4 +70,5 @@ REFERENCES: dict[str, Callable[[Path, Any], Any]] = {
     "text-classification": lambda model, scenario: probabilities(model, scenario.texts),
     "feature-extraction": lambda model, scenario: mean_embeddings(model, scenario.texts),
     "text-ranking": lambda model, scenario: ranked(model, scenario.fields()),
+    "zero-shot-classification": lambda model, scenario: judged(model, scenario.fields()),
 }

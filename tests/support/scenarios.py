@@ -22,6 +22,7 @@ FILES = {
     "text-classification": ("text-classification", "bad-input"),
     "feature-extraction": ("feature-extraction", "bad-input"),
     "text-ranking": ("text-ranking",),
+    "zero-shot-classification": ("zero-shot-classification",),
 }
 TASKS = tuple(FILES)
 
