@@ -11,12 +11,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from handler.rules import BOOLEAN, Problem, Rule, check, integer, key, number, one_of, optional
+from handler.rules import BOOLEAN, TEXT, Problem, Rule, check, integer, key, number, one_of, optional
 
 # Task name -> the module that does it. Adding a task is one module, one line here, one scenario file.
 TASKS = {
     "text-classification": "handler.tasks.text_classification",
     "feature-extraction": "handler.tasks.feature_extraction",
+    "text-ranking": "handler.tasks.text_ranking",
+    "zero-shot-classification": "handler.tasks.zero_shot_classification",
 }
 
 MAX_INT = 2**31 - 1  # TorchServe reads Java ints
@@ -24,6 +26,8 @@ DEADLINE_SHARE = 0.8  # of responseTimeout, after which TorchServe kills the wor
 
 CLASSIFIERS = ("text-classification",)
 EMBEDDERS = ("feature-extraction",)
+RANKERS = ("text-ranking",)
+ZERO_SHOT = ("zero-shot-classification",)
 
 
 class ConfigError(ValueError):
@@ -95,9 +99,11 @@ class HandlerConfig:
     max_tokens: int | None = key(
         optional(integer(1)), "tokens of one text, special ones included; null: the model's own limit", None
     )
-    max_items: int = key(integer(1), "texts in one request", 256)
+    max_items: int = key(integer(1), "texts in one request, or pairs of a text and a label", 256)
     max_text_bytes: int = key(integer(1), "UTF-8 bytes of one text", 100_000)
-    max_body_bytes: int = key(integer(1), "bytes of one request", 1_048_576)
+    max_body_bytes: int = key(
+        integer(1), "bytes of one request, and of all pairs of texts that it asks for", 1_048_576
+    )
     max_response_bytes: int = key(
         integer(1_000), "bytes of one answer; below max_response_size of config.properties", 10_000_000
     )
@@ -123,7 +129,7 @@ class HandlerConfig:
     )
     warm_up: bool = key(BOOLEAN, "run the model before the worker is READY", True)
     top_k: int | None = key(
-        optional(integer(1)), "answer with the k best labels in place of all probabilities", None, CLASSIFIERS
+        optional(integer(1)), "answer with the k best labels or texts only", None, CLASSIFIERS + RANKERS
     )
     threshold: float = key(
         number(0, 1), "probability from which a multi-label model's label holds", 0.5, CLASSIFIERS
@@ -139,6 +145,12 @@ class HandlerConfig:
         "unit length; null: as the model's sentence-transformers files say",
         None,
         EMBEDDERS,
+    )
+    entailment_label: str | None = key(
+        optional(TEXT),
+        "the model's label that says that one text follows from another; null: the one that begins with entail",
+        None,
+        ZERO_SHOT,
     )
 
 

@@ -158,7 +158,7 @@ class BatchPipeline:
         computed = []
         for index, output in enumerate(outputs):
             if isinstance(output, HandlerError):
-                raise output if request.single else _at(index, self.task.field, output)
+                raise output if request.single else _at(index // request.items_per_input, self.task.field, output)
             computed.append(output)
         return Answered(request, self.task.decode(request, computed))
 

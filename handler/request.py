@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from handler.errors import InvalidRequest, TooLarge
@@ -38,6 +38,7 @@ class Request:
     items: tuple[TextItem, ...]
     single: bool
     parameters: Any  # the task's own frozen dataclass
+    items_per_input: int = 1
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Limits:
 
     items: int
     text_bytes: int
+    pairs_bytes: int = 0  # of all pairs of texts together, where the task makes pairs
 
 
 def read_text_request(call: Call, schema: type[Any], limits: Limits) -> Request:
@@ -68,13 +70,28 @@ def read_text_request(call: Call, schema: type[Any], limits: Limits) -> Request:
         raise InvalidRequest(f"{call.field}: expected a list of at least one string")
     if len(call.inputs) > limits.items:
         raise TooLarge(f"{call.field}: {len(call.inputs)} items; the limit is {limits.items}")
-    texts = [_read_text(call, index, limits) for index in range(len(call.inputs))]
+    names = [call.field] if call.single else [f"{call.field}[{index}]" for index in range(len(call.inputs))]
+    texts = [read_text(text, name, limits) for text, name in zip(call.inputs, names, strict=True)]
     return Request(tuple(TextItem(text, parameters.truncation) for text in texts), call.single, parameters)
 
 
-def _read_text(call: Call, index: int, limits: Limits) -> str:
-    text = call.inputs[index]
-    where = call.field if call.single else f"{call.field}[{index}]"
+def pair_up(request: Request, pairs: Sequence[TextItem], limits: Limits) -> Request:
+    """The request with pairs of texts for its texts, as many for each.
+
+    One text is repeated in many pairs, so a small body may ask for much to be tokenized: megabytes for each
+    request of a batch, in one call that no deadline interrupts. Together they are bound as a body is.
+
+    Raises:
+        TooLarge: the pairs together are over the limit.
+    """
+    size = sum(len(item.text.encode()) + len((item.pair or "").encode()) for item in pairs)
+    if size > limits.pairs_bytes:
+        raise TooLarge(f"the {len(pairs)} pairs of texts have {size} bytes; the limit is {limits.pairs_bytes}")
+    return replace(request, items=tuple(pairs), items_per_input=len(pairs) // len(request.items))
+
+
+def read_text(text: object, where: str, limits: Limits) -> str:
+    """A text, if it is one; `where` is what messages call it. Raises InvalidRequest or TooLarge."""
     if not isinstance(text, str):
         raise InvalidRequest(f"{where}: expected a string")
     try:

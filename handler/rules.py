@@ -66,6 +66,7 @@ def optional(rule: Rule) -> Rule:
 
 
 BOOLEAN = Rule("true or false", lambda v: isinstance(v, bool))
+TEXT = Rule("a string", lambda v: isinstance(v, str))
 
 
 def check(

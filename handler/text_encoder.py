@@ -54,7 +54,7 @@ class TextEncoder:
             places = [place for place, item in enumerate(items) if item.truncate is truncate]
             if places:
                 rows = self._tokenize([items[place] for place in places], truncate)
-                slots.update((place, self._judge(rows[index])) for index, place in enumerate(places))
+                slots.update((place, self._judge(items[place], rows[index])) for index, place in enumerate(places))
         return [slots[place] for place in range(len(items))]
 
     def forward(self, rows: Sequence[Tokens]) -> tuple[Any, torch.Tensor]:
@@ -78,7 +78,13 @@ class TextEncoder:
             if self.stride is not None:
                 options |= {"stride": self.stride, "return_overflowing_tokens": True}
         pairs = None if items[0].pair is None else [item.pair for item in items]
-        encoded = self.loaded.tokenizer([item.text for item in items], pairs, **options)
+        try:
+            encoded = self.loaded.tokenizer([item.text for item in items], pairs, **options)
+        except Exception as err:
+            if "too short" not in str(err):  # tokenizers' SequenceTooShort, which has no type of its own
+                raise
+            limit = self.loaded.max_tokens
+            raise TooLarge(f"the text that is not cut has too many tokens; the limit is {limit}") from err
         rows: list[list[Tokens]] = [[] for _ in items]
         owners = encoded.get("overflow_to_sample_mapping", range(len(items)))
         for index, owner in enumerate(owners):
@@ -86,10 +92,11 @@ class TextEncoder:
             rows[owner].append(Tokens(encoded["input_ids"][index], types, encoded.encodings[index]))
         return rows
 
-    def _judge(self, rows: Sequence[Tokens]) -> Slot[Rows]:
+    def _judge(self, item: TextItem, rows: Sequence[Tokens]) -> Slot[Rows]:
         size = len(rows[0])
         if size > self.loaded.max_tokens:
-            return TooLarge(f"the text has {size} tokens; the limit is {self.loaded.max_tokens}")
+            what = "the text has" if item.pair is None else "the two texts together have"
+            return TooLarge(f"{what} {size} tokens; the limit is {self.loaded.max_tokens}")
         if not size:  # a tokenizer that adds no special ones, and nothing to tokenize
             return InvalidRequest("the text has no tokens")
         return tuple(rows)

@@ -25,13 +25,12 @@ CONTENT_TYPES = st.sampled_from(
         "a/b/c;;=",
     ]
 )
+FIELDS = ["text", "texts", "top_k", "truncation", "query", "candidate_labels"]
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
     lambda inner: (
         st.lists(inner, max_size=4)
-        | st.dictionaries(
-            st.sampled_from(["text", "texts", "top_k", "truncation"]) | st.text(max_size=5), inner, max_size=4
-        )
+        | st.dictionaries(st.sampled_from(FIELDS) | st.text(max_size=5), inner, max_size=4)
     ),
     max_leaves=12,
 )
@@ -57,8 +56,17 @@ def test_any_bytes_get_a_status(services, monkeypatch, decode, rows):
             assert response.status == 200 or len(response.body) < 1000
 
 
-def good(text: str) -> frames.Request:
-    return frames.post(json.dumps({"texts": [text, text + "."]}).encode())
+# Task -> what it needs beside texts.
+BESIDE = {
+    "text-classification": {},
+    "feature-extraction": {},
+    "text-ranking": {"query": "a good film"},
+    "zero-shot-classification": {"candidate_labels": ["film", "battery"]},
+}
+
+
+def good(text: str, task: str = "text-classification") -> frames.Request:
+    return frames.post(json.dumps({"texts": [text, text + "."], **BESIDE[task]}).encode())
 
 
 def timeless(body: bytes) -> bytes:
@@ -68,15 +76,17 @@ def timeless(body: bytes) -> bytes:
 @SETTINGS
 @given(texts=st.lists(TEXTS, min_size=1, max_size=5), bad=st.lists(BODIES, min_size=1, max_size=3), data=st.data())
 def test_a_bad_row_leaves_the_others_bytes_unchanged(services, texts, bad, data):
-    rows = [(good(text), True) for text in texts]
+    rows = [(text, b"") for text in texts]
     for body in bad:
-        rows.insert(data.draw(st.integers(0, len(rows))), (frames.post(b"\x00" + body), False))
-    for service in services.values():
-        alone = frames.predict(service, [good(text) for text in texts])
-        mixed = frames.predict(service, [row for row, _ in rows])
-        kept = [response for response, (_, is_good) in zip(mixed, rows, strict=True) if is_good]
+        rows.insert(data.draw(st.integers(0, len(rows))), (None, b"\x00" + body))
+    for task in BESIDE:
+        sent = [frames.post(body) if text is None else good(text, task) for text, body in rows]
+        alone = frames.predict(services[task], [good(text, task) for text in texts])
+        mixed = frames.predict(services[task], sent)
+        kept = [response for response, (text, _) in zip(mixed, rows, strict=True) if text is not None]
+        assert {response.status for response in kept} == {200}
         assert [timeless(response.body) for response in kept] == [timeless(response.body) for response in alone]
-        assert all(400 <= r.status < 500 for r, (_, is_good) in zip(mixed, rows, strict=True) if not is_good)
+        assert all(400 <= r.status < 500 for r, (text, _) in zip(mixed, rows, strict=True) if text is None)
 
 
 def probabilities(response: frames.Response) -> list:

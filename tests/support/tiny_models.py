@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,26 @@ CORPUS = (
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
-def classifier(directory: Path, labels: int = 3, **config: Any) -> Path:
-    """A BERT classifier with `labels` labels."""
+def classifier(directory: Path, labels: int = 3, names: Sequence[str] = (), **config: Any) -> Path:
+    """A BERT classifier with `labels` labels, or with these."""
     tokenizer = _tokenizer(directory)
-    names = {index: f"LABEL_{index}" for index in range(labels)}
-    ids = {name: index for index, name in names.items()}
-    model = BertForSequenceClassification(_config(tokenizer, id2label=names, label2id=ids, **config))
+    by_id = dict(enumerate(names or [f"LABEL_{index}" for index in range(labels)]))
+    ids = {name: index for index, name in by_id.items()}
+    model = BertForSequenceClassification(_config(tokenizer, id2label=by_id, label2id=ids, **config))
     with torch.no_grad():  # random heads answer nearly the same for everything; spread them
         model.classifier.weight.mul_(4)
     model.eval().save_pretrained(directory)
     return directory
+
+
+def ranker(directory: Path, **config: Any) -> Path:
+    """A BERT cross-encoder: a classifier with one label."""
+    return classifier(directory, labels=1, **config)
+
+
+def entailment(directory: Path, names: Sequence[str] = ("contradiction", "neutral", "entailment")) -> Path:
+    """A BERT that judges whether one text follows from another."""
+    return classifier(directory, names=names)
 
 
 def encoder(
@@ -49,6 +60,14 @@ def encoder(
         (directory / "1_Pooling" / "config.json").write_text(json.dumps(pooling_config))
     return directory
 
+
+# Task -> what makes a model for it in a directory.
+MODELS: dict[str, Callable[[Path], Path]] = {
+    "text-classification": classifier,
+    "feature-extraction": encoder,
+    "text-ranking": ranker,
+    "zero-shot-classification": entailment,
+}
 
 FLAGS = ("cls_token", "max_tokens", "mean_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
 
