@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from tests.support import reference, scenarios, tiny_models, worker
-
-TASKS = ("text-classification", "feature-extraction")
 
 
 @pytest.fixture(autouse=True)
@@ -35,19 +35,18 @@ def clean_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Task -> a directory with a tiny model for it under model/."""
     home = tmp_path_factory.mktemp("tiny")
-    tiny_models.classifier(home / "text-classification" / "model")
-    tiny_models.encoder(home / "feature-extraction" / "model")
-    return {task: home / task for task in TASKS}
+    for task, build in tiny_models.MODELS.items():
+        build(home / task / "model")
+    return {task: home / task for task in scenarios.TASKS}
 
 
 @pytest.fixture(scope="session")
 def services(tiny: dict[str, Path]) -> dict[str, object]:
     """Task -> a loaded worker."""
-    return {task: worker.start(tiny[task], task=task, **scenarios.LIMITS) for task in TASKS}
+    return {task: worker.start(tiny[task], task=task, **scenarios.LIMITS) for task in scenarios.TASKS}
 
 
 @pytest.fixture(scope="session")
-def references(tiny: dict[str, Path]) -> dict[str, object]:
-    """Task -> texts -> what transformers answers, computed once a text."""
-    compute = {"text-classification": reference.probabilities, "feature-extraction": reference.mean_embeddings}
-    return {task: lambda texts, task=task: compute[task](tiny[task] / "model", texts) for task in TASKS}
+def references(tiny: dict[str, Path]) -> dict[str, Callable[[Any], Any]]:
+    """Task -> scenario -> what transformers answers."""
+    return {task: partial(reference.REFERENCES[task], tiny[task] / "model") for task in scenarios.TASKS}

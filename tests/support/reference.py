@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,3 +28,10 @@ def _inputs(model: Path, texts: Sequence[str]) -> list:
     torch.set_grad_enabled(False)
     tokenizer = AutoTokenizer.from_pretrained(model)
     return [tokenizer(text, truncation=True, return_tensors="pt") for text in texts]
+
+
+# Task -> (model, scenario) -> what the scenario's answer is held against.
+REFERENCES: dict[str, Callable[[Path, Any], Any]] = {
+    "text-classification": lambda model, scenario: probabilities(model, scenario.texts),
+    "feature-extraction": lambda model, scenario: mean_embeddings(model, scenario.texts),
+}

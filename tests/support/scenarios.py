@@ -10,14 +10,19 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-import numpy as np
-
-from tests.support import frames
+from tests.support import answers, frames
 
 DIRECTORY = Path(__file__).parent.parent / "scenarios"
 
 # The limits that the scenarios are written for; the tiny models read 64 tokens.
 LIMITS = {"max_items": 32, "max_text_bytes": 20_000, "max_body_bytes": 100_000}
+
+# Task -> its scenario files.
+FILES = {
+    "text-classification": ("text-classification", "bad-input"),
+    "feature-extraction": ("feature-extraction", "bad-input"),
+}
+TASKS = tuple(FILES)
 
 
 @dataclass(frozen=True)
@@ -29,10 +34,9 @@ class Scenario:
     headers: Mapping[str, str]
     form: Mapping[str, str] | None
     texts: tuple[str, ...]  # whose reference answers the body holds
-    top_k: int | None
     keys: tuple[str, ...]
     says: tuple[str, ...]
-    raw: Mapping[str, Any] = field(compare=False, hash=False, repr=False)
+    raw: Mapping[str, Any] = field(compare=False, hash=False, repr=False)  # what else its task's check reads
 
     def __str__(self) -> str:
         return self.name.replace(" ", "-")
@@ -56,8 +60,15 @@ def load(*names: str) -> tuple[Scenario, ...]:
     return tuple(_scenario(raw) for name in names for raw in json.loads((DIRECTORY / f"{name}.json").read_text()))
 
 
-def check_answer(scenario: Scenario, status: int, content_type: str, body: bytes, reference: Any) -> None:
-    """Holds an answer against the scenario, and its numbers against the reference's: (texts, n) float32."""
+def of(task: str) -> tuple[Scenario, ...]:
+    """All of a task's scenarios."""
+    return load(*FILES[task])
+
+
+def check_answer(
+    task: str, scenario: Scenario, status: int, content_type: str, body: bytes, *, reference: Any
+) -> None:
+    """Holds an answer against the scenario, and what it holds against the task's reference."""
     assert status == scenario.status, body[:300]
     assert content_type == "application/json"
     document = json.loads(body, parse_constant=_no_constant)
@@ -66,27 +77,7 @@ def check_answer(scenario: Scenario, status: int, content_type: str, body: bytes
         return
     if scenario.keys:
         assert set(document) == set(scenario.keys)
-    if "embeddings" in document:
-        np.testing.assert_allclose(document["embeddings"], reference, atol=1e-4)
-        return
-    predictions = document.get("predictions", [document])
-    assert len(predictions) == len(scenario.texts)
-    for prediction, probabilities in zip(predictions, reference, strict=True):
-        _check_prediction(scenario, prediction, probabilities)
-
-
-def _check_prediction(scenario: Scenario, prediction: Mapping[str, Any], probabilities: np.ndarray) -> None:
-    best = int(probabilities.argmax())
-    assert (prediction["prediction"], prediction["label"]) == (best, f"LABEL_{best}")
-    np.testing.assert_allclose(prediction["confidence"], probabilities[best], atol=1e-4)
-    if scenario.top_k is None:
-        np.testing.assert_allclose(prediction["probabilities"], probabilities, atol=1e-4)
-    else:
-        order = np.argsort(-probabilities)[: scenario.top_k]
-        assert [entry["prediction"] for entry in prediction["top_k"]] == list(order)
-        np.testing.assert_allclose(
-            [entry["confidence"] for entry in prediction["top_k"]], probabilities[order], atol=1e-4
-        )
+    answers.CHECKS[task](scenario, document, reference)
 
 
 def _check_error(scenario: Scenario, status: int, document: Mapping[str, Any], body: bytes) -> None:
@@ -115,7 +106,6 @@ def _scenario(raw: dict[str, Any]) -> Scenario:
         headers=raw.get("headers", {}),
         form=form,
         texts=tuple(_expand(raw.get("texts", []))),
-        top_k=raw.get("top_k"),
         keys=tuple(raw.get("keys", ())),
         says=tuple(raw.get("says", ())),
         raw=raw,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,12 @@ def encoder(
         (directory / "1_Pooling" / "config.json").write_text(json.dumps(pooling_config))
     return directory
 
+
+# Task -> what makes a model for it in a directory.
+MODELS: dict[str, Callable[[Path], Path]] = {
+    "text-classification": classifier,
+    "feature-extraction": encoder,
+}
 
 FLAGS = ("cls_token", "max_tokens", "mean_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
 
