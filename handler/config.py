@@ -17,6 +17,7 @@ from handler.rules import BOOLEAN, Problem, Rule, check, integer, key, number, o
 TASKS = {
     "text-classification": "handler.tasks.text_classification",
     "feature-extraction": "handler.tasks.feature_extraction",
+    "token-classification": "handler.tasks.token_classification",
 }
 
 MAX_INT = 2**31 - 1  # TorchServe reads Java ints
@@ -24,6 +25,9 @@ DEADLINE_SHARE = 0.8  # of responseTimeout, after which TorchServe kills the wor
 
 CLASSIFIERS = ("text-classification",)
 EMBEDDERS = ("feature-extraction",)
+TAGGERS = ("token-classification",)
+
+AGGREGATION_STRATEGIES = ("none", "simple", "first", "average", "max")  # as transformers' pipeline calls them
 
 
 class ConfigError(ValueError):
@@ -128,6 +132,15 @@ class HandlerConfig:
         None,
         EMBEDDERS,
     )
+    aggregation_strategy: str = key(
+        one_of(*AGGREGATION_STRATEGIES), "how tokens become entities", "simple", TAGGERS
+    )
+    stride: int | None = key(
+        optional(integer(0)),
+        "tokens that neighbouring windows of a long text share; null: it is cut",
+        None,
+        TAGGERS,
+    )
 
 
 @dataclass(frozen=True)
@@ -182,6 +195,9 @@ def _contradictions(config: ModelConfig) -> list[Problem]:
     if config.deadline_seconds >= server.responseTimeout:
         expected = f"expected less than responseTimeout, {server.responseTimeout}"
         problems.append(Problem("handler.deadline_seconds", expected, str(handler.deadline_seconds)))
+    if handler.stride is not None and handler.aggregation_strategy == "none":
+        expected = "expected an aggregation_strategy other than none"  # as transformers' pipeline does
+        problems.append(Problem("handler.stride", expected, str(handler.stride)))
     return problems
 
 

@@ -20,10 +20,41 @@ def embeddings(scenario: Any, document: Mapping[str, Any], vectors: np.ndarray) 
     np.testing.assert_allclose(document["embeddings"], vectors, atol=1e-4)
 
 
+def entities(scenario: Any, document: Mapping[str, Any], expected: list) -> None:
+    """What the pipeline answers for each text."""
+    for prediction, found in zip(document.get("predictions", [document]), expected, strict=True):
+        assert set(prediction) == {"entities"}
+        assert_scored(prediction["entities"], found)
+
+
 CHECKS: dict[str, Callable[[Any, Mapping[str, Any], Any], None]] = {
     "text-classification": classification,
     "feature-extraction": embeddings,
+    "token-classification": entities,
 }
+
+
+def assert_scored(answered: Any, expected: Any) -> None:
+    """Equal documents, but for scores that may differ by 1e-4."""
+    assert _without_scores(answered) == _without_scores(expected)
+    np.testing.assert_allclose(_scores(answered), _scores(expected), atol=1e-4)
+
+
+def _without_scores(document: Any) -> Any:
+    if isinstance(document, list):
+        return [_without_scores(item) for item in document]
+    if isinstance(document, dict):
+        return {name: _without_scores(value) for name, value in document.items() if name != "score"}
+    return document
+
+
+def _scores(document: Any) -> list[float]:
+    if isinstance(document, list):
+        return [score for item in document for score in _scores(item)]
+    if isinstance(document, dict):
+        own = [float(document["score"])] if "score" in document else []
+        return own + _scores(list(document.values()))
+    return []
 
 
 def _check_classification(prediction: Mapping[str, Any], probabilities: np.ndarray, top_k: int | None) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 
@@ -24,6 +26,18 @@ def mean_embeddings(model: Path, texts: Sequence[str]) -> np.ndarray:
     return torch.cat([encoder(**inputs).last_hidden_state.mean(1) for inputs in _inputs(model, texts)]).numpy()
 
 
+def entities(model: Path, texts: Sequence[str], stride: int | None = None, **parameters: Any) -> list:
+    """The pipeline's entities of each text."""
+    pipeline = _pipeline("token-classification", model)
+    options = {"aggregation_strategy": "simple", **({} if stride is None else {"stride": stride}), **parameters}
+    return [pipeline(text, **options) for text in texts]
+
+
+@cache
+def _pipeline(task: str, model: Path) -> Any:
+    return transformers.pipeline(task, model=str(model), device="cpu")
+
+
 def _inputs(model: Path, texts: Sequence[str]) -> list:
     torch.set_grad_enabled(False)
     tokenizer = AutoTokenizer.from_pretrained(model)
@@ -34,4 +48,5 @@ def _inputs(model: Path, texts: Sequence[str]) -> list:
 REFERENCES: dict[str, Callable[[Path, Any], Any]] = {
     "text-classification": lambda model, scenario: probabilities(model, scenario.texts),
     "feature-extraction": lambda model, scenario: mean_embeddings(model, scenario.texts),
+    "token-classification": lambda model, scenario: entities(model, scenario.texts, **scenario.parameters),
 }

@@ -21,6 +21,7 @@ LIMITS = {"max_items": 32, "max_text_bytes": 20_000, "max_body_bytes": 100_000}
 FILES = {
     "text-classification": ("text-classification", "bad-input"),
     "feature-extraction": ("feature-extraction", "bad-input"),
+    "token-classification": ("token-classification", "bad-input"),
 }
 TASKS = tuple(FILES)
 
@@ -34,6 +35,7 @@ class Scenario:
     headers: Mapping[str, str]
     form: Mapping[str, str] | None
     texts: tuple[str, ...]  # whose reference answers the body holds
+    parameters: Mapping[str, Any] = field(compare=False, hash=False)  # of the reference
     keys: tuple[str, ...]
     says: tuple[str, ...]
     raw: Mapping[str, Any] = field(compare=False, hash=False, repr=False)  # what else its task's check reads
@@ -106,6 +108,7 @@ def _scenario(raw: dict[str, Any]) -> Scenario:
         headers=raw.get("headers", {}),
         form=form,
         texts=tuple(_expand(raw.get("texts", []))),
+        parameters=raw.get("parameters", {}),
         keys=tuple(raw.get("keys", ())),
         says=tuple(raw.get("says", ())),
         raw=raw,

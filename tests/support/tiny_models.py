@@ -8,14 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import BertConfig, BertForSequenceClassification, BertModel, PreTrainedTokenizerFast
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    BertModel,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaForTokenClassification,
+)
 
 CORPUS = (
     "the film was not good at all and I would not see it again",
     "a wonderful story, well told and well played by everybody in it",
     "the battery died after a week; they sent another one, which works",
 )
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
@@ -25,10 +34,7 @@ def classifier(directory: Path, labels: int = 3, **config: Any) -> Path:
     names = {index: f"LABEL_{index}" for index in range(labels)}
     ids = {name: index for index, name in names.items()}
     model = BertForSequenceClassification(_config(tokenizer, id2label=names, label2id=ids, **config))
-    with torch.no_grad():  # random heads answer nearly the same for everything; spread them
-        model.classifier.weight.mul_(4)
-    model.eval().save_pretrained(directory)
-    return directory
+    return _spread(model, directory)
 
 
 def encoder(
@@ -51,10 +57,34 @@ def encoder(
     return directory
 
 
+def tagger(directory: Path, **config: Any) -> Path:
+    """A BERT token classifier with labels in the B-, I- manner."""
+    model = BertForTokenClassification(_config(_tokenizer(directory), id2label=dict(enumerate(TAGS)), **config))
+    return _spread(model, directory)
+
+
+def left_tagger(directory: Path) -> Path:
+    """A RoBERTa token classifier over pieces of bytes, padded on the left (which RoBERTa's positions allow)."""
+    tokenizer = _byte_tokenizer(directory, padding_side="left")
+    torch.manual_seed(7)
+    config = RobertaConfig(
+        vocab_size=len(tokenizer),
+        max_position_embeddings=66,
+        pad_token_id=tokenizer.pad_token_id,
+        initializer_range=0.2,
+        id2label=dict(enumerate(TAGS)),
+        **SIZES,
+    )
+    return _spread(RobertaForTokenClassification(config), directory)
+
+
+TAGS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
+
 # Task -> what makes a model for it in a directory.
 MODELS: dict[str, Callable[[Path], Path]] = {
     "text-classification": classifier,
     "feature-extraction": encoder,
+    "token-classification": tagger,
 }
 
 FLAGS = ("cls_token", "max_tokens", "mean_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
@@ -62,10 +92,39 @@ FLAGS = ("cls_token", "max_tokens", "mean_tokens", "mean_sqrt_len_tokens", "weig
 
 def _config(tokenizer: PreTrainedTokenizerFast, **config: Any) -> BertConfig:
     torch.manual_seed(7)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
     return BertConfig(
-        vocab_size=len(tokenizer), max_position_embeddings=64, initializer_range=0.2, **sizes, **config
+        vocab_size=len(tokenizer), max_position_embeddings=64, initializer_range=0.2, **SIZES, **config
     )
+
+
+def _spread(model: Any, directory: Path) -> Path:
+    """Saves a model whose head is spread: random ones answer nearly the same for everything."""
+    with torch.no_grad():
+        model.classifier.weight.mul_(4)
+    model.eval().save_pretrained(directory)
+    return directory
+
+
+def _byte_tokenizer(directory: Path, padding_side: str) -> PreTrainedTokenizerFast:
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    names = {name: f"<{name}>" for name in ("pad", "unk", "cls", "sep", "mask")}
+    trainer = trainers.BpeTrainer(
+        vocab_size=330, special_tokens=[*names.values()], initial_alphabet=alphabet, show_progress=False
+    )
+    raw.train_from_iterator(CORPUS, trainer)
+    raw.post_processor = processors.RobertaProcessing(("<sep>", 3), ("<cls>", 2))
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=raw,
+        model_max_length=64,
+        model_input_names=["input_ids", "attention_mask"],
+        padding_side=padding_side,
+        **{f"{name}_token": token for name, token in names.items()},
+    )
+    tokenizer.save_pretrained(directory)
+    return tokenizer
 
 
 def _tokenizer(directory: Path, cased: bool = False) -> PreTrainedTokenizerFast:
