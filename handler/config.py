@@ -18,6 +18,7 @@ TASKS = {
     "text-classification": "handler.tasks.text_classification",
     "feature-extraction": "handler.tasks.feature_extraction",
     "token-classification": "handler.tasks.token_classification",
+    "question-answering": "handler.tasks.question_answering",
 }
 
 MAX_INT = 2**31 - 1  # TorchServe reads Java ints
@@ -26,6 +27,7 @@ DEADLINE_SHARE = 0.8  # of responseTimeout, after which TorchServe kills the wor
 CLASSIFIERS = ("text-classification",)
 EMBEDDERS = ("feature-extraction",)
 TAGGERS = ("token-classification",)
+READERS = ("question-answering",)
 
 AGGREGATION_STRATEGIES = ("none", "simple", "first", "average", "max")  # as transformers' pipeline calls them
 
@@ -90,7 +92,9 @@ class HandlerConfig:
         one_of("float32", "bfloat16", "float16"), "the number format that the model runs in", "float32"
     )
     max_tokens: int | None = key(
-        optional(integer(1)), "tokens of one text, special ones included; null: the model's own limit", None
+        optional(integer(1)),
+        "tokens of one text, special ones included; null: the model's limit (question-answering: 384 at most)",
+        None,
     )
     max_items: int = key(integer(1), "texts in one request", 256)
     max_text_bytes: int = key(integer(1), "UTF-8 bytes of one text", 100_000)
@@ -115,7 +119,10 @@ class HandlerConfig:
     )
     warm_up: bool = key(BOOLEAN, "run the model before the worker is READY", True)
     top_k: int | None = key(
-        optional(integer(1)), "answer with the k best labels in place of all probabilities", None, CLASSIFIERS
+        optional(integer(1)),
+        "answer with the k best; null: all probabilities of a text's labels, the best answer to a question",
+        None,
+        CLASSIFIERS + READERS,
     )
     threshold: float = key(
         number(0, 1), "probability from which a multi-label model's label holds", 0.5, CLASSIFIERS
@@ -137,9 +144,10 @@ class HandlerConfig:
     )
     stride: int | None = key(
         optional(integer(0)),
-        "tokens that neighbouring windows of a long text share; null: it is cut",
+        "tokens that neighbouring windows of a long text share; null: it is cut,"
+        " but a context is read in windows that share half of max_tokens, at most 128",
         None,
-        TAGGERS,
+        TAGGERS + READERS,
     )
 
 

@@ -61,15 +61,30 @@ def read_text_request(call: Call, schema: type[Any], limits: Limits) -> Request:
             or there is none.
         TooLarge: too many inputs, or one that is too long.
     """
+    parameters = read_parameters(call, schema)
+    texts = read_texts(call, limits)
+    return Request(tuple(TextItem(text, parameters.truncation) for text in texts), call.single, parameters)
+
+
+def read_parameters(call: Call, schema: type[Any]) -> Any:
+    """A call's parameters as that dataclass. Raises InvalidRequest, which names the first few that are wrong."""
     if problems := check(call.parameters, schema, quote=False, most=MOST_PROBLEMS):
         raise InvalidRequest("; ".join(map(str, problems)))
-    parameters = schema(**call.parameters)
+    return schema(**call.parameters)
+
+
+def read_texts(call: Call, limits: Limits) -> list[str]:
+    """A call's texts.
+
+    Raises:
+        InvalidRequest: an input is no text (its index is named), or there is none.
+        TooLarge: too many inputs, or one that is too long.
+    """
     if not call.inputs:
         raise InvalidRequest(f"{call.field}: expected a list of at least one string")
     if len(call.inputs) > limits.items:
         raise TooLarge(f"{call.field}: {len(call.inputs)} items; the limit is {limits.items}")
-    texts = [_read_text(call, index, limits) for index in range(len(call.inputs))]
-    return Request(tuple(TextItem(text, parameters.truncation) for text in texts), call.single, parameters)
+    return [_read_text(call, index, limits) for index in range(len(call.inputs))]
 
 
 def _read_text(call: Call, index: int, limits: Limits) -> str:

@@ -81,11 +81,11 @@ class TextEncoder:
 
     def _tokenize(self, items: Sequence[TextItem], truncate: bool) -> list[list[Tokens]]:
         options: dict[str, Any] = {"return_token_type_ids": self.has_types, "verbose": False}
+        pairs = None if items[0].pair is None else [item.pair for item in items]
         if truncate:
-            options |= {"truncation": self.cut, "max_length": self.loaded.max_tokens}
+            options |= {"truncation": self.cut if pairs else True, "max_length": self.loaded.max_tokens}
             if self.stride is not None:
                 options |= {"stride": self.stride, "return_overflowing_tokens": True}
-        pairs = None if items[0].pair is None else [item.pair for item in items]
         encoded = self.loaded.tokenizer([item.text for item in items], pairs, **options)
         rows: list[list[Tokens]] = [[] for _ in items]
         owners = encoded.get("overflow_to_sample_mapping", range(len(items)))

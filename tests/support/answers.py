@@ -27,10 +27,18 @@ def entities(scenario: Any, document: Mapping[str, Any], expected: list) -> None
         assert_scored(prediction["entities"], found)
 
 
+def answers(scenario: Any, document: Mapping[str, Any], expected: list) -> None:
+    """What transformers 4 answered to each question; all of it where the scenario asks for `top_k`."""
+    for prediction, found in zip(document.get("predictions", [document]), expected, strict=True):
+        listed = {"answers": found} if scenario.raw.get("listed") else {}
+        assert_scored(prediction, {**found[0], **listed})
+
+
 CHECKS: dict[str, Callable[[Any, Mapping[str, Any], Any], None]] = {
     "text-classification": classification,
     "feature-extraction": embeddings,
     "token-classification": entities,
+    "question-answering": answers,
 }
 
 

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     BertConfig,
+    BertForQuestionAnswering,
     BertForSequenceClassification,
     BertForTokenClassification,
     BertModel,
     PreTrainedTokenizerFast,
     RobertaConfig,
+    RobertaForQuestionAnswering,
     RobertaForTokenClassification,
 )
 
@@ -65,26 +69,38 @@ def tagger(directory: Path, **config: Any) -> Path:
 
 def left_tagger(directory: Path) -> Path:
     """A RoBERTa token classifier over pieces of bytes, padded on the left (which RoBERTa's positions allow)."""
-    tokenizer = _byte_tokenizer(directory, padding_side="left")
-    torch.manual_seed(7)
-    config = RobertaConfig(
-        vocab_size=len(tokenizer),
-        max_position_embeddings=66,
-        pad_token_id=tokenizer.pad_token_id,
-        initializer_range=0.2,
-        id2label=dict(enumerate(TAGS)),
-        **SIZES,
-    )
+    config = _byte_config(_byte_tokenizer(directory), id2label=dict(enumerate(TAGS)))
     return _spread(RobertaForTokenClassification(config), directory)
 
 
+def reader(directory: Path, positions: int = 64) -> Path:
+    """A BERT that answers questions."""
+    config = _config(_tokenizer(directory), max_position_embeddings=positions)
+    return _spread(BertForQuestionAnswering(config), directory, "qa_outputs")
+
+
+def left_reader(directory: Path) -> Path:
+    """A RoBERTa that answers questions, padded on the left."""
+    return _spread(RobertaForQuestionAnswering(_byte_config(_byte_tokenizer(directory))), directory, "qa_outputs")
+
+
 TAGS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
+
+
+def digest(directory: Path) -> str:
+    """SHA-256 of a model's weights: names, shapes and values."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(load_file(directory / "model.safetensors").items()):
+        found.update(f"{name} {tuple(tensor.shape)}".encode() + tensor.numpy().tobytes())
+    return found.hexdigest()
+
 
 # Task -> what makes a model for it in a directory.
 MODELS: dict[str, Callable[[Path], Path]] = {
     "text-classification": classifier,
     "feature-extraction": encoder,
     "token-classification": tagger,
+    "question-answering": reader,
 }
 
 FLAGS = ("cls_token", "max_tokens", "mean_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
@@ -92,20 +108,32 @@ FLAGS = ("cls_token", "max_tokens", "mean_tokens", "mean_sqrt_len_tokens", "weig
 
 def _config(tokenizer: PreTrainedTokenizerFast, **config: Any) -> BertConfig:
     torch.manual_seed(7)
-    return BertConfig(
-        vocab_size=len(tokenizer), max_position_embeddings=64, initializer_range=0.2, **SIZES, **config
+    sizes = {**SIZES, "max_position_embeddings": 64, **config}
+    return BertConfig(vocab_size=len(tokenizer), initializer_range=0.2, **sizes)
+
+
+def _byte_config(tokenizer: PreTrainedTokenizerFast, **config: Any) -> RobertaConfig:
+    torch.manual_seed(7)
+    return RobertaConfig(
+        vocab_size=len(tokenizer),
+        max_position_embeddings=66,  # RoBERTa's begin behind the padding's index, 0
+        pad_token_id=tokenizer.pad_token_id,
+        initializer_range=0.2,
+        **SIZES,
+        **config,
     )
 
 
-def _spread(model: Any, directory: Path) -> Path:
+def _spread(model: Any, directory: Path, head: str = "classifier") -> Path:
     """Saves a model whose head is spread: random ones answer nearly the same for everything."""
     with torch.no_grad():
-        model.classifier.weight.mul_(4)
+        getattr(model, head).weight.mul_(4)
     model.eval().save_pretrained(directory)
     return directory
 
 
-def _byte_tokenizer(directory: Path, padding_side: str) -> PreTrainedTokenizerFast:
+def _byte_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
+    """Knows no words, but pieces of bytes; pads on the left."""
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
@@ -120,7 +148,7 @@ def _byte_tokenizer(directory: Path, padding_side: str) -> PreTrainedTokenizerFa
         tokenizer_object=raw,
         model_max_length=64,
         model_input_names=["input_ids", "attention_mask"],
-        padding_side=padding_side,
+        padding_side="left",
         **{f"{name}_token": token for name, token in names.items()},
     )
     tokenizer.save_pretrained(directory)
