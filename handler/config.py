@@ -19,6 +19,7 @@ TASKS = {
     "feature-extraction": "handler.tasks.feature_extraction",
     "token-classification": "handler.tasks.token_classification",
     "question-answering": "handler.tasks.question_answering",
+    "fill-mask": "handler.tasks.fill_mask",
 }
 
 MAX_INT = 2**31 - 1  # TorchServe reads Java ints
@@ -28,6 +29,7 @@ CLASSIFIERS = ("text-classification",)
 EMBEDDERS = ("feature-extraction",)
 TAGGERS = ("token-classification",)
 READERS = ("question-answering",)
+MASKED = ("fill-mask",)
 
 AGGREGATION_STRATEGIES = ("none", "simple", "first", "average", "max")  # as transformers' pipeline calls them
 
@@ -120,9 +122,9 @@ class HandlerConfig:
     warm_up: bool = key(BOOLEAN, "run the model before the worker is READY", True)
     top_k: int | None = key(
         optional(integer(1)),
-        "answer with the k best; null: all probabilities of a text's labels, the best answer to a question",
+        "answer with the k best; null: all of a text's labels, one answer to a question, five tokens for a mask",
         None,
-        CLASSIFIERS + READERS,
+        CLASSIFIERS + READERS + MASKED,
     )
     threshold: float = key(
         number(0, 1), "probability from which a multi-label model's label holds", 0.5, CLASSIFIERS

@@ -77,7 +77,7 @@ class TextEncoder:
     def unpad(self, rows: Sequence[Tokens], padded: torch.Tensor) -> list[npt.NDArray[np.float32]]:
         """Each row's own part of a micro-batch's (rows, longest, …), on the CPU: (tokens, …) float32."""
         arrays = padded.cpu().float().numpy()
-        return [array[self._span(row, len(array))] for row, array in zip(rows, arrays, strict=True)]
+        return [array[self.span(row, len(array))] for row, array in zip(rows, arrays, strict=True)]
 
     def _tokenize(self, items: Sequence[TextItem], truncate: bool) -> list[list[Tokens]]:
         options: dict[str, Any] = {"return_token_type_ids": self.has_types, "verbose": False}
@@ -112,14 +112,14 @@ class TextEncoder:
         if self.has_types:
             arrays["token_type_ids"] = np.zeros((len(rows), longest), np.int64)
         for index, row in enumerate(rows):
-            span = self._span(row, longest)
+            span = self.span(row, longest)
             arrays["input_ids"][index, span] = row.ids
             arrays["attention_mask"][index, span] = 1
             if row.type_ids is not None:
                 arrays["token_type_ids"][index, span] = row.type_ids
         return arrays
 
-    def _span(self, row: Tokens, longest: int) -> slice:
+    def span(self, row: Tokens, longest: int) -> slice:
         """Where a row's tokens are beside its padding."""
         return slice(longest - len(row), None) if self.pads_left else slice(len(row))
 

@@ -34,11 +34,18 @@ def answers(scenario: Any, document: Mapping[str, Any], expected: list) -> None:
         assert_scored(prediction, {**found[0], **listed})
 
 
+def fillings(scenario: Any, document: Mapping[str, Any], expected: list) -> None:
+    """What the pipeline answers to each text: a list, or a list for each of several masks."""
+    predictions = document["predictions"] if "model_name" in document else [document["predictions"]]
+    assert_scored(predictions, expected)
+
+
 CHECKS: dict[str, Callable[[Any, Mapping[str, Any], Any], None]] = {
     "text-classification": classification,
     "feature-extraction": embeddings,
     "token-classification": entities,
     "question-answering": answers,
+    "fill-mask": fillings,
 }
 
 

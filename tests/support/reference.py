@@ -38,6 +38,12 @@ def entities(model: Path, texts: Sequence[str], stride: int | None = None, **par
     return [pipeline(text, **options) for text in texts]
 
 
+def fillings(model: Path, texts: Sequence[str], **parameters: Any) -> list:
+    """The pipeline's fillings of each text, which is cut where it is too long."""
+    pipeline = _pipeline("fill-mask", model)
+    return [pipeline(text, tokenizer_kwargs={"truncation": True}, **parameters) for text in texts]
+
+
 @cache
 def golden_answers(model: Path) -> dict[str, list[dict[str, Any]]]:
     """Case -> what transformers 4 answered, the best first: version 5 has no such pipeline."""
@@ -65,5 +71,6 @@ REFERENCES: dict[str, Callable[[Path, Any], Any]] = {
     "text-classification": lambda model, scenario: probabilities(model, scenario.texts),
     "feature-extraction": lambda model, scenario: mean_embeddings(model, scenario.texts),
     "token-classification": lambda model, scenario: entities(model, scenario.texts, **scenario.parameters),
+    "fill-mask": lambda model, scenario: fillings(model, scenario.texts, **scenario.parameters),
     "question-answering": lambda model, scenario: [golden_answers(model)[name] for name in scenario.raw["golden"]],
 }

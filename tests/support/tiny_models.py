@@ -13,12 +13,14 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     BertConfig,
+    BertForMaskedLM,
     BertForQuestionAnswering,
     BertForSequenceClassification,
     BertForTokenClassification,
     BertModel,
     PreTrainedTokenizerFast,
     RobertaConfig,
+    RobertaForMaskedLM,
     RobertaForQuestionAnswering,
     RobertaForTokenClassification,
 )
@@ -84,6 +86,16 @@ def left_reader(directory: Path) -> Path:
     return _spread(RobertaForQuestionAnswering(_byte_config(_byte_tokenizer(directory))), directory, "qa_outputs")
 
 
+def filler(directory: Path) -> Path:
+    """A BERT that fills masks."""
+    return _spread(BertForMaskedLM(_config(_tokenizer(directory))), directory, "cls.predictions.transform.dense")
+
+
+def left_filler(directory: Path) -> Path:
+    """A RoBERTa that fills masks, padded on the left."""
+    return _spread(RobertaForMaskedLM(_byte_config(_byte_tokenizer(directory))), directory, "lm_head.dense")
+
+
 TAGS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
 
 
@@ -101,6 +113,7 @@ MODELS: dict[str, Callable[[Path], Path]] = {
     "feature-extraction": encoder,
     "token-classification": tagger,
     "question-answering": reader,
+    "fill-mask": filler,
 }
 
 FLAGS = ("cls_token", "max_tokens", "mean_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
@@ -127,7 +140,7 @@ def _byte_config(tokenizer: PreTrainedTokenizerFast, **config: Any) -> RobertaCo
 def _spread(model: Any, directory: Path, head: str = "classifier") -> Path:
     """Saves a model whose head is spread: random ones answer nearly the same for everything."""
     with torch.no_grad():
-        getattr(model, head).weight.mul_(4)
+        model.get_submodule(head).weight.mul_(4)
     model.eval().save_pretrained(directory)
     return directory
 
