@@ -40,6 +40,10 @@ class Deadline:
         """Whether it is too late."""
         return time.monotonic() >= self.at
 
+    def error(self) -> DeadlineExceeded:
+        """What a request gets for which it is."""
+        return DeadlineExceeded(f"the batch took longer than {self.seconds:g} s")
+
 
 def each(slots: Sequence[Slot[T]], step: Callable[[T], R]) -> list[Slot[R]]:
     """Applies a step to every value; an error that it raises takes that value's slot, and no other's."""
@@ -119,8 +123,7 @@ def run(
     while waiting:
         rows = waiting.pop()
         if deadline.passed():
-            late = DeadlineExceeded(f"the batch took longer than {deadline.seconds:g} s")
-            results.update(dict.fromkeys(rows, late))
+            results.update(dict.fromkeys(rows, deadline.error()))
             continue
         slots = guarded(forward, rows)
         if not isinstance(slots, HandlerError):
