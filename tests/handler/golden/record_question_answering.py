@@ -63,6 +63,18 @@ CASES: dict[str, dict[str, Any]] = {
         "handle_impossible_answer": True,
         "top_k": 4,
     },
+    "windows, no answer": {
+        "question": "a?",
+        "context": "was well " * 70,
+        "handle_impossible_answer": True,
+        "top_k": 3,
+    },
+    "the same in other case": {
+        "question": QUESTION,
+        "context": "The story the STORY and THE Story",
+        "max_answer_len": 2,
+        "top_k": 5,
+    },
     "windows, not aligned": {"question": "who?", "context": LONG, "align_to_words": False, "top_k": 4},
     "windows of emoji": {"question": "died?", "context": " ".join([EMOJI] * 8), "top_k": 2},
     "windows that share little": {"question": QUESTION, "context": LONG, "doc_stride": 3},
