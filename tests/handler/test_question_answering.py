@@ -7,6 +7,7 @@ import random
 
 import numpy as np
 import pytest
+import torch
 
 from handler.errors import LoadError
 from handler.spans import choose
@@ -90,6 +91,21 @@ def test_only_the_context_answers_where_the_tokenizer_pads_on_the_left(left):
         assert_scored(prediction, alone)
         for found in prediction["answers"]:
             assert context[found["start"] : found["end"]] == found["answer"] != ""
+
+
+def test_nan_is_never_sent(tiny, tmp_path):
+    (tmp_path / "model").symlink_to(tiny[TASK] / "model")
+    service = worker.start(tmp_path, task=TASK, warm_up=False)
+    encoder = service.handler.pipeline.task.encoder
+    poisoned = encoder.loaded.tokenizer("film", add_special_tokens=False)["input_ids"][0]
+    with torch.no_grad():
+        encoder.loaded.model.bert.embeddings.word_embeddings.weight[poisoned] = float("nan")
+    rows = [
+        frames.post(json.dumps({"question": "who?", "context": text}).encode()) for text in ("a film", "a story")
+    ]
+    bad, good = frames.predict(service, rows)
+    assert (bad.status, good.status) == (500, 200)
+    assert json.loads(bad.body)["error"]["type"] == "NonFiniteOutput"
 
 
 def test_the_configured_top_k_gives_way_to_the_request(tiny, tmp_path):
