@@ -41,6 +41,10 @@ class Deadline:
         """Whether it is too late."""
         return time.monotonic() >= self.at
 
+    def error(self) -> DeadlineExceeded:
+        """What a request gets for which it is."""
+        return DeadlineExceeded(f"the batch took longer than {self.seconds:g} s")
+
 
 def each(slots: Sequence[Slot[T]], step: Callable[[T], R]) -> list[Slot[R]]:
     """Applies a step to every value; an error that it raises takes that value's slot, and no other's."""
@@ -155,8 +159,7 @@ def _attempt(
 ) -> tuple[dict[int, Slot[R]], list[list[int]]]:
     """The results of one micro-batch, and the smaller ones to try in its place."""
     if deadline.passed():
-        late = DeadlineExceeded(f"the batch took longer than {deadline.seconds:g} s")
-        return dict.fromkeys(rows, late), []
+        return dict.fromkeys(rows, deadline.error()), []
     slots = guarded(forward, rows)
     if not isinstance(slots, HandlerError):
         return dict(zip(rows, slots, strict=True)), []

@@ -19,6 +19,9 @@ TASKS = {
     "feature-extraction": "handler.tasks.feature_extraction",
     "text-ranking": "handler.tasks.text_ranking",
     "zero-shot-classification": "handler.tasks.zero_shot_classification",
+    "token-classification": "handler.tasks.token_classification",
+    "question-answering": "handler.tasks.question_answering",
+    "fill-mask": "handler.tasks.fill_mask",
 }
 
 MAX_INT = 2**31 - 1  # TorchServe reads Java ints
@@ -28,6 +31,11 @@ CLASSIFIERS = ("text-classification",)
 EMBEDDERS = ("feature-extraction",)
 RANKERS = ("text-ranking",)
 ZERO_SHOT = ("zero-shot-classification",)
+TAGGERS = ("token-classification",)
+READERS = ("question-answering",)
+MASKED = ("fill-mask",)
+
+AGGREGATION_STRATEGIES = ("none", "simple", "first", "average", "max")  # as transformers' pipeline calls them
 
 
 class ConfigError(ValueError):
@@ -97,7 +105,9 @@ class HandlerConfig:
         optional(one_of("sdpa", "eager")), "how attention is computed; null: as transformers chooses", None
     )
     max_tokens: int | None = key(
-        optional(integer(1)), "tokens of one text, special ones included; null: the model's own limit", None
+        optional(integer(1)),
+        "tokens of one text, special ones included; null: the model's limit (question-answering: 384 at most)",
+        None,
     )
     max_items: int = key(integer(1), "texts in one request, or pairs of a text and a label", 256)
     max_text_bytes: int = key(integer(1), "UTF-8 bytes of one text", 100_000)
@@ -129,7 +139,10 @@ class HandlerConfig:
     )
     warm_up: bool = key(BOOLEAN, "run the model before the worker is READY", True)
     top_k: int | None = key(
-        optional(integer(1)), "answer with the k best labels or texts only", None, CLASSIFIERS + RANKERS
+        optional(integer(1)),
+        "answer with the k best; null: all labels or texts, one answer to a question, five tokens for a mask",
+        None,
+        CLASSIFIERS + RANKERS + READERS + MASKED,
     )
     threshold: float = key(
         number(0, 1), "probability from which a multi-label model's label holds", 0.5, CLASSIFIERS
@@ -151,6 +164,16 @@ class HandlerConfig:
         "the model's label that says that one text follows from another; null: the one that begins with entail",
         None,
         ZERO_SHOT,
+    )
+    aggregation_strategy: str = key(
+        one_of(*AGGREGATION_STRATEGIES), "how tokens become entities", "simple", TAGGERS
+    )
+    stride: int | None = key(
+        optional(integer(0)),
+        "tokens that neighbouring windows of a long text share; null: it is cut,"
+        " but a context is read in windows that share half of max_tokens, at most 128",
+        None,
+        TAGGERS + READERS,
     )
 
 
@@ -223,6 +246,9 @@ def _contradictions(config: ModelConfig) -> list[Problem]:
         ]
     if handler.compile and not handler.warm_up:
         problems.append(Problem("handler.warm_up", "expected true, because handler.compile is true", "False"))
+    if handler.stride is not None and handler.aggregation_strategy == "none":
+        expected = "expected an aggregation_strategy other than none"  # as transformers' pipeline does
+        problems.append(Problem("handler.stride", expected, str(handler.stride)))
     return problems
 
 

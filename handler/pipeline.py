@@ -86,7 +86,9 @@ class BatchPipeline:
         with requests.measures.step("decode"):
             answered = each(
                 requests.slots,
-                lambda request: self._decode(request, [outputs[next(cursor)] for _ in request.items]),
+                lambda request: self._decode(
+                    request, [outputs[next(cursor)] for _ in request.items], requests.deadline
+                ),
             )
         return Answers(answered, requests.measures)
 
@@ -154,12 +156,14 @@ class BatchPipeline:
         with devices.failures():
             return self.task.forward(rows)
 
-    def _decode(self, request: Request, outputs: Sequence[Slot[tuple[Any, ...]]]) -> Answered:
+    def _decode(self, request: Request, outputs: Sequence[Slot[tuple[Any, ...]]], deadline: Deadline) -> Answered:
         computed = []
         for index, output in enumerate(outputs):
             if isinstance(output, HandlerError):
                 raise output if request.single else _at(index // request.items_per_input, self.task.field, output)
             computed.append(output)
+        if deadline.passed():
+            raise deadline.error()
         return Answered(request, self.task.decode(request, computed))
 
 

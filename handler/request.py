@@ -63,16 +63,31 @@ def read_text_request(call: Call, schema: type[Any], limits: Limits) -> Request:
             or there is none.
         TooLarge: too many inputs, or one that is too long.
     """
+    parameters = read_parameters(call, schema)
+    texts = read_texts(call, limits)
+    return Request(tuple(TextItem(text, parameters.truncation) for text in texts), call.single, parameters)
+
+
+def read_parameters(call: Call, schema: type[Any]) -> Any:
+    """A call's parameters as that dataclass. Raises InvalidRequest, which names the first few that are wrong."""
     if problems := check(call.parameters, schema, quote=False, most=MOST_PROBLEMS):
         raise InvalidRequest("; ".join(map(str, problems)))
-    parameters = schema(**call.parameters)
+    return schema(**call.parameters)
+
+
+def read_texts(call: Call, limits: Limits) -> list[str]:
+    """A call's texts.
+
+    Raises:
+        InvalidRequest: an input is no text (its index is named), or there is none.
+        TooLarge: too many inputs, or one that is too long.
+    """
     if not call.inputs:
         raise InvalidRequest(f"{call.field}: expected a list of at least one string")
     if len(call.inputs) > limits.items:
         raise TooLarge(f"{call.field}: {len(call.inputs)} items; the limit is {limits.items}")
     names = [call.field] if call.single else [f"{call.field}[{index}]" for index in range(len(call.inputs))]
-    texts = [read_text(text, name, limits) for text, name in zip(call.inputs, names, strict=True)]
-    return Request(tuple(TextItem(text, parameters.truncation) for text in texts), call.single, parameters)
+    return [read_text(text, name, limits) for text, name in zip(call.inputs, names, strict=True)]
 
 
 def pair_up(request: Request, pairs: Sequence[TextItem], limits: Limits) -> Request:

@@ -60,6 +60,12 @@ def one_of(*names: str) -> Rule:
     return Rule("one of " + ", ".join(names), lambda v: isinstance(v, str) and v in names)
 
 
+def strings(low: int, high: int = 1000) -> Rule:
+    """A list of so many strings of valid Unicode."""
+    expected = f"a list of {low} to {high} strings"
+    return Rule(expected, lambda v: isinstance(v, list) and low <= len(v) <= high and all(map(_is_text, v)))
+
+
 def optional(rule: Rule) -> Rule:
     """The rule, or null."""
     return Rule(f"{rule.expected}, or null", lambda v: v is None or rule.accepts(v))
@@ -120,6 +126,11 @@ def label(name: object) -> str:
     text = name if isinstance(name, str) else repr(name)
     text = "".join(char if char.isprintable() and char.isascii() else "?" for char in text[:41])
     return text if len(text) <= 40 else text[:40] + "..."
+
+
+def _is_text(value: object) -> bool:
+    """A string that is valid Unicode: no tokenizer takes a lone surrogate."""
+    return isinstance(value, str) and value == value.encode(errors="ignore").decode()
 
 
 def _unknown(name: object, known: Iterable[str]) -> str:

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from handler.batch import Slot
-from handler.errors import InvalidRequest, TooLarge
+from handler.errors import InvalidRequest, LoadError, TooLarge
 from handler.loading import Loaded
 from handler.request import TextItem
 
@@ -37,6 +38,9 @@ class TextEncoder:
         loaded: the model.
         cut: which text of a pair is cut to the model's limit, in transformers' words.
         stride: where given, a long text is not cut but read in windows that share so many tokens.
+
+    Raises:
+        LoadError: windows would have no room for more than they share.
     """
 
     def __init__(self, loaded: Loaded, cut: str = "longest_first", stride: int | None = None) -> None:
@@ -46,6 +50,9 @@ class TextEncoder:
         self.has_types = "token_type_ids" in loaded.tokenizer.model_input_names
         self.pad_id = loaded.tokenizer.pad_token_id or 0
         self.pads_left = loaded.tokenizer.padding_side == "left"
+        room = loaded.max_tokens - loaded.tokenizer.num_special_tokens_to_add(pair=False)
+        if stride is not None and stride >= room:  # the tokenizer's Rust would panic, and take the worker along
+            raise LoadError(f"handler.stride is {stride}, but a window has room for {room} tokens")
 
     def encode(self, items: Sequence[TextItem]) -> list[Slot[Rows]]:
         """Tokenizes in at most two calls: the texts that may be cut, and those that may not."""
@@ -67,17 +74,22 @@ class TextEncoder:
         with torch.inference_mode():
             return self.loaded.model(**inputs), inputs["attention_mask"]
 
+    def unpad(self, rows: Sequence[Tokens], padded: torch.Tensor) -> list[npt.NDArray[np.float32]]:
+        """Each row's own part of a micro-batch's (rows, longest, …), on the CPU: (tokens, …) float32."""
+        arrays = padded.cpu().float().numpy()
+        return [array[self.span(row, len(array))] for row, array in zip(rows, arrays, strict=True)]
+
     def _tokenize(self, items: Sequence[TextItem], truncate: bool) -> list[list[Tokens]]:
         options: dict[str, Any] = {
             "return_token_type_ids": self.has_types,
             "return_attention_mask": False,
             "verbose": False,
         }
+        pairs = None if items[0].pair is None else [item.pair for item in items]
         if truncate:
-            options |= {"truncation": self.cut, "max_length": self.loaded.max_tokens}
+            options |= {"truncation": self.cut if pairs else True, "max_length": self.loaded.max_tokens}
             if self.stride is not None:
                 options |= {"stride": self.stride, "return_overflowing_tokens": True}
-        pairs = None if items[0].pair is None else [item.pair for item in items]
         try:
             encoded = self.loaded.tokenizer([item.text for item in items], pairs, **options)
         except Exception as err:
@@ -101,7 +113,7 @@ class TextEncoder:
             return InvalidRequest("the text has no tokens")
         return tuple(rows)
 
-    def _pad(self, rows: Sequence[Tokens]) -> dict[str, np.ndarray[Any, Any]]:
+    def _pad(self, rows: Sequence[Tokens]) -> dict[str, npt.NDArray[np.int64]]:
         """Rectangles of (rows, longest) int64, padded on the tokenizer's side."""
         longest = max(map(len, rows))
         arrays = {
@@ -111,14 +123,18 @@ class TextEncoder:
         if self.has_types:
             arrays["token_type_ids"] = np.zeros((len(rows), longest), np.int64)
         for index, row in enumerate(rows):
-            span = slice(longest - len(row), None) if self.pads_left else slice(len(row))
+            span = self.span(row, longest)
             arrays["input_ids"][index, span] = row.ids
             arrays["attention_mask"][index, span] = 1
             if row.type_ids is not None:
                 arrays["token_type_ids"][index, span] = row.type_ids
         return arrays
 
-    def _to_device(self, array: np.ndarray[Any, Any]) -> torch.Tensor:
+    def span(self, row: Tokens, longest: int) -> slice:
+        """Where a row's tokens are beside its padding."""
+        return slice(longest - len(row), None) if self.pads_left else slice(len(row))
+
+    def _to_device(self, array: npt.NDArray[np.int64]) -> torch.Tensor:
         tensor = torch.from_numpy(array)
         if self.loaded.device.type == "cuda":  # pinned memory lets the copy run beside the computation
             return tensor.pin_memory().to(self.loaded.device, non_blocking=True)

@@ -23,12 +23,12 @@ FLOORS = [
     {"errors", "rules"},
     {"config", "draining", "batch", "measures"},
     {"wire", "request", "devices", "lanes", "loading", "pooling"},
-    {"text_encoder", "protocols"},
+    {"text_encoder", "protocols", "spans"},
     {"tasks"},
     {"pipeline"},
     {"transformer_handler"},
 ]
-LIGHT = {"errors", "rules", "config", "draining", "batch", "measures", "wire", "request", "protocols"}
+LIGHT = {"errors", "rules", "config", "draining", "batch", "measures", "wire", "request", "protocols", "spans"}
 
 
 def imports(path: Path) -> set[str]:

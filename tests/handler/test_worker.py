@@ -154,6 +154,15 @@ def test_the_deadline(home):
     assert status == 504 and document["error"]["type"] == "DeadlineExceeded"
 
 
+def test_the_deadline_holds_for_decoding(home):
+    service = worker.start(home, task="text-classification", deadline_seconds=0.5)
+    task = service.handler.pipeline.task
+    decode = task.decode
+    task.decode = lambda request, outputs: signal.sigtimedwait([], 0.6) or decode(request, outputs)
+    first, second = frames.predict(service, [post({"text": "a"}), post({"text": "b"})])
+    assert (first.status, second.status) == (200, 504)
+
+
 def test_a_text_that_the_tokenizer_fails_on_costs_only_itself(services, monkeypatch):
     service = services["text-classification"]
     task = service.handler.pipeline.task

@@ -23,6 +23,9 @@ FILES = {
     "feature-extraction": ("feature-extraction", "bad-input"),
     "text-ranking": ("text-ranking",),
     "zero-shot-classification": ("zero-shot-classification",),
+    "token-classification": ("token-classification", "bad-input"),
+    "question-answering": ("question-answering",),  # bad-input is about {"text": …}
+    "fill-mask": ("fill-mask", "bad-input"),
 }
 TASKS = tuple(FILES)
 
@@ -36,6 +39,7 @@ class Scenario:
     headers: Mapping[str, str]
     form: Mapping[str, str] | None
     texts: tuple[str, ...]  # whose reference answers the body holds
+    parameters: Mapping[str, Any] = field(compare=False, hash=False)  # of the reference
     keys: tuple[str, ...]
     says: tuple[str, ...]
     raw: Mapping[str, Any] = field(compare=False, hash=False, repr=False)  # what else its task's check reads
@@ -112,6 +116,7 @@ def _scenario(raw: dict[str, Any]) -> Scenario:
         headers=raw.get("headers", {}),
         form=form,
         texts=tuple(_expand(raw.get("texts", []))),
+        parameters=raw.get("parameters", {}),
         keys=tuple(raw.get("keys", ())),
         says=tuple(raw.get("says", ())),
         raw=raw,
@@ -119,13 +124,17 @@ def _scenario(raw: dict[str, Any]) -> Scenario:
 
 
 def _expand(value: Any) -> Any:
-    """`{"$repeat": ["a ", 3]}` is "a a a ", `{"$times": ["a", 3]}` a list; `"$many": 3` is three more keys."""
+    """What the files abbreviate.
+
+    `{"$repeat": ["a ", 3]}` is "a a a ", with `"then": "b"` beside it "a a a b"; `{"$times": ["a", 3]}` is a list,
+    and `"$many": 3` three more keys.
+    """
     if isinstance(value, list):
         return [_expand(item) for item in value]
     if not isinstance(value, dict):
         return value
     if "$repeat" in value:
-        return value["$repeat"][0] * value["$repeat"][1]
+        return value["$repeat"][0] * value["$repeat"][1] + value.get("then", "")
     if "$times" in value:
         return [value["$times"][0]] * value["$times"][1]
     return dict(_entries(value))

@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import BertConfig, BertForSequenceClassification, BertModel, PreTrainedTokenizerFast
+from safetensors.torch import load_file
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    BertModel,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaForMaskedLM,
+    RobertaForQuestionAnswering,
+    RobertaForTokenClassification,
+)
 
 CORPUS = (
     "the film was not good at all and I would not see it again",
     "a wonderful story, well told and well played by everybody in it",
     "the battery died after a week; they sent another one, which works",
 )
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
@@ -25,10 +40,7 @@ def classifier(directory: Path, labels: int = 3, names: Sequence[str] = (), **co
     by_id = dict(enumerate(names or [f"LABEL_{index}" for index in range(labels)]))
     ids = {name: index for index, name in by_id.items()}
     model = BertForSequenceClassification(_config(tokenizer, id2label=by_id, label2id=ids, **config))
-    with torch.no_grad():  # random heads answer nearly the same for everything; spread them
-        model.classifier.weight.mul_(4)
-    model.eval().save_pretrained(directory)
-    return directory
+    return _spread(model, directory)
 
 
 def ranker(directory: Path, **config: Any) -> Path:
@@ -61,12 +73,59 @@ def encoder(
     return directory
 
 
+def tagger(directory: Path, **config: Any) -> Path:
+    """A BERT token classifier with labels in the B-, I- manner."""
+    model = BertForTokenClassification(_config(_tokenizer(directory), id2label=dict(enumerate(TAGS)), **config))
+    return _spread(model, directory)
+
+
+def left_tagger(directory: Path) -> Path:
+    """A RoBERTa token classifier over pieces of bytes, padded on the left (which RoBERTa's positions allow)."""
+    config = _byte_config(_byte_tokenizer(directory), id2label=dict(enumerate(TAGS)))
+    return _spread(RobertaForTokenClassification(config), directory)
+
+
+def reader(directory: Path, positions: int = 64) -> Path:
+    """A BERT that answers questions."""
+    config = _config(_tokenizer(directory), max_position_embeddings=positions)
+    return _spread(BertForQuestionAnswering(config), directory, "qa_outputs")
+
+
+def left_reader(directory: Path) -> Path:
+    """A RoBERTa that answers questions, padded on the left."""
+    return _spread(RobertaForQuestionAnswering(_byte_config(_byte_tokenizer(directory))), directory, "qa_outputs")
+
+
+def filler(directory: Path) -> Path:
+    """A BERT that fills masks."""
+    return _spread(BertForMaskedLM(_config(_tokenizer(directory))), directory, "cls.predictions.transform.dense")
+
+
+def left_filler(directory: Path) -> Path:
+    """A RoBERTa that fills masks, padded on the left."""
+    return _spread(RobertaForMaskedLM(_byte_config(_byte_tokenizer(directory))), directory, "lm_head.dense")
+
+
+TAGS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
+
+
+def digest(directory: Path) -> str:
+    """SHA-256 of a model's weights: names, shapes and values."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(load_file(directory / "model.safetensors").items()):
+        found.update(f"{name} {tuple(tensor.shape)}".encode() + tensor.numpy().tobytes())
+    return found.hexdigest()
+
+
 # Task -> what makes a model for it in a directory.
 MODELS: dict[str, Callable[[Path], Path]] = {
     "text-classification": classifier,
     "feature-extraction": encoder,
     "text-ranking": ranker,
     "zero-shot-classification": entailment,
+    "token-classification": tagger,
+    "question-answering": reader,
+    "fill-mask": filler,
 }
 
 FLAGS = ("cls_token", "max_tokens", "mean_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
@@ -74,10 +133,51 @@ FLAGS = ("cls_token", "max_tokens", "mean_tokens", "mean_sqrt_len_tokens", "weig
 
 def _config(tokenizer: PreTrainedTokenizerFast, **config: Any) -> BertConfig:
     torch.manual_seed(7)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
-    return BertConfig(
-        vocab_size=len(tokenizer), max_position_embeddings=64, initializer_range=0.2, **sizes, **config
+    sizes = {**SIZES, "max_position_embeddings": 64, **config}
+    return BertConfig(vocab_size=len(tokenizer), initializer_range=0.2, **sizes)
+
+
+def _byte_config(tokenizer: PreTrainedTokenizerFast, **config: Any) -> RobertaConfig:
+    torch.manual_seed(7)
+    return RobertaConfig(
+        vocab_size=len(tokenizer),
+        max_position_embeddings=66,  # RoBERTa's begin behind the padding's index, 0
+        pad_token_id=tokenizer.pad_token_id,
+        initializer_range=0.2,
+        **SIZES,
+        **config,
     )
+
+
+def _spread(model: Any, directory: Path, head: str = "classifier") -> Path:
+    """Saves a model whose head is spread: random ones answer nearly the same for everything."""
+    with torch.no_grad():
+        model.get_submodule(head).weight.mul_(4)
+    model.eval().save_pretrained(directory)
+    return directory
+
+
+def _byte_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
+    """Knows no words, but pieces of bytes; pads on the left."""
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    names = {name: f"<{name}>" for name in ("pad", "unk", "cls", "sep", "mask")}
+    trainer = trainers.BpeTrainer(
+        vocab_size=330, special_tokens=[*names.values()], initial_alphabet=alphabet, show_progress=False
+    )
+    raw.train_from_iterator(CORPUS, trainer)
+    raw.post_processor = processors.RobertaProcessing(("<sep>", 3), ("<cls>", 2))
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=raw,
+        model_max_length=64,
+        model_input_names=["input_ids", "attention_mask"],
+        padding_side="left",
+        **{f"{name}_token": token for name, token in names.items()},
+    )
+    tokenizer.save_pretrained(directory)
+    return tokenizer
 
 
 def _tokenizer(directory: Path, cased: bool = False) -> PreTrainedTokenizerFast:
