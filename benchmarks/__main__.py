@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import signal
 import sys
 import time
@@ -90,7 +89,8 @@ def measure(verb: str, flags: argparse.Namespace) -> None:
         open_loop=not flags.no_open_loop,
         texts=flags.texts,
     )
-    settings = dataclasses.asdict(plan) if verb in ("encoder", "overhead") else {}
+    matters = {"encoder": vars(plan), "overhead": {"rounds": plan.rounds, "seconds": plan.seconds}}
+    settings = matters.get(verb, {})
     results = Results(verb, machine.today(), machine.describe(), settings)
     folder = flags.results or ROOM / "results"
     started = time.monotonic()

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.candidates.candidate import PYTHON, ROOT
+from benchmarks.candidates.candidate import PYTHON
+from benchmarks.environments import ROOT
 from benchmarks.figures import Results
 
 UPSTREAM, OURS = "torch-model-archiver default", "archiver zip-store"

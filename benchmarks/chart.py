@@ -54,8 +54,10 @@ def bars(axis: pyplot.Axes, found: dict[str, list[float]], title: str) -> None:
     axis.barh(
         names, middles, xerr=[low, high], color=[OURS if name == "ours" else PEER for name in names], capsize=3
     )
-    for place, middle in enumerate(middles):
-        axis.annotate(f" {middle:.0f}", (0, place), va="center", fontsize=8, color="white", weight="bold")
+    for place, (middle, above) in enumerate(zip(middles, high, strict=True)):
+        beside = {"xytext": (5, 0), "textcoords": "offset points", "va": "center", "fontsize": 8}
+        axis.annotate(f"{middle:.0f}", (middle + above, place), **beside)
+    axis.margins(x=0.1)
     axis.spines[["top", "right"]].set_visible(False)
 
 

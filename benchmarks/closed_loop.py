@@ -17,7 +17,7 @@ from benchmarks.http_client import HOST
 from benchmarks.processes import Failed
 
 SCRIPT = Path(__file__).with_name("wrk.lua")
-WARM_SECONDS = 1.0  # at the start of every load, in which a server gets into its stride; not counted
+WARM_SECONDS = 1.0  # more than is asked for: until each connection has its first answer, nothing is counted
 NO_TIMEOUT = "60s"
 
 
@@ -39,7 +39,7 @@ def closed_loop(url: str, bodies: Path, connections: int, seconds: float, *, lum
         url: where to POST.
         bodies: a file with one body a line, sent in turn.
         connections: how many are kept busy.
-        seconds: what is counted; WARM_SECONDS go before.
+        seconds: how long, about.
         lumps: whether answers come in batches that are large beside what comes in these seconds; see `rate`.
 
     Raises:
@@ -50,34 +50,29 @@ def closed_loop(url: str, bodies: Path, connections: int, seconds: float, *, lum
     done = subprocess.run([*line, *(["times"] if lumps else [])], capture_output=True, text=True, check=False)
     if done.returncode or not done.stdout.strip().endswith("}"):
         raise Failed(f"wrk failed: {(done.stderr or done.stdout).strip().splitlines()[-1:]}")
-    return read(json.loads(done.stdout.strip().splitlines()[-1]))
+    return read(json.loads(done.stdout.strip().splitlines()[-1]), connections)
 
 
-def read(said: dict[str, Any]) -> Load:
+def read(said: dict[str, Any], connections: int) -> Load:
     """What wrk.lua prints."""
     good = said["requests"] - said["errors"]
-    per_second = rate(said["times"]) or good / said["seconds"]
+    per_second = rate(said["times"], connections) or good / said["seconds"]
     percentiles = {name: said[name] for name in ("p50", "p90", "p95", "p99")}
     return Load(per_second=per_second, requests=said["requests"], errors=said["errors"], **percentiles)
 
 
-def rate(times: Sequence[float]) -> float | None:
-    """Answers a second, from the end of one lump to the end of another; nothing where there are no two.
+def rate(times: Sequence[float], connections: int) -> float | None:
+    """Answers a second between each connection's first answer and its last; nothing where there are too few.
 
     A server that batches answers in lumps, at 64 connections a tenth of all that come in six seconds, and a count
-    would be off by half a lump. A lump ends before a pause: the longest in the first third begins the count, the
-    longest in the last third ends it. Where there are no lumps any two answers do.
+    over the whole time would be off by half a lump. The first and the last answers of all connections are as many
+    as there are connections, and the mean moments of these two groups bound the count.
     """
     moments = np.sort(np.asarray(times))
-    moments = moments[moments >= moments[0] + WARM_SECONDS] if len(moments) else moments
-    pauses, length = np.diff(moments), moments[-1] - moments[0] if len(moments) else 0.0
-    nowhere = np.empty(0, dtype=int)
-    early = np.flatnonzero(moments[:-1] < moments[0] + length / 3) if len(pauses) else nowhere
-    late = np.flatnonzero(moments[:-1] > moments[0] + length * 2 / 3) if len(pauses) else nowhere
-    if not len(early) or not len(late):
+    if len(moments) < 2 * connections:
         return None
-    first, last = (int(part[np.argmax(pauses[part])]) for part in (early, late))
-    return float((last - first) / (moments[last] - moments[first]))
+    took = moments[-connections:].mean() - moments[:connections].mean()
+    return float((len(moments) - connections) / took)
 
 
 def url(port: int, path: str) -> str:

@@ -12,9 +12,9 @@ from typing import ClassVar
 import numpy as np
 import psutil
 
-from benchmarks.candidates.candidate import CLASSIFY, PYTHON, ROOT, Job, Wire, text_body
+from benchmarks.candidates.candidate import CLASSIFY, PYTHON, Job, Wire, text_body
 from benchmarks.candidates.ours import Ours, serving
-from benchmarks.environments import BENCH
+from benchmarks.environments import BENCH, ROOT
 from benchmarks.figures import Results
 from benchmarks.http_client import Reply, ask_all, post
 from benchmarks.processes import Failed, run, served

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import ClassVar
 
-from benchmarks.candidates.candidate import PEERS, ROOT, Candidate, Job, Wire
+from benchmarks.candidates.candidate import Candidate, Job, Wire
 from benchmarks.candidates.ours import serving
 from benchmarks.candidates.torchserve import archive, java_home, stock
 from benchmarks.closed_loop import closed_loop, url
 from benchmarks.encoder import rotated
-from benchmarks.environments import BENCH
+from benchmarks.environments import BENCH, PEERS, ROOT
 from benchmarks.figures import Measurement, Results, Standing
 from benchmarks.processes import Failed, served
 from benchmarks.turns import Plan
@@ -88,9 +89,9 @@ def measure(plan: Plan, results: Results, say: Callable[[str], None]) -> Iterato
     say(f"about {plan.rounds * len(CANDIDATES) * turn / 60:.0f} minutes")
     candidates = [candidate() for candidate in CANDIDATES]
     for candidate in candidates:
-        store = BENCH / "work" / candidate.name.replace(", ", "-").replace(" ", "-")
+        store = _store(candidate)
         store.mkdir(parents=True, exist_ok=True)
-        candidate.prepare(Job(TASK, store, 0, store, store))
+        candidate.prepare(Job(TASK, Path(), 0, store, store))
         results.candidates[candidate.name] = {"about": candidate.about, "repairs": []}
         results.stand(Standing(TASK, candidate.name))
     for number in range(plan.rounds):
@@ -105,8 +106,7 @@ def measure(plan: Plan, results: Results, say: Callable[[str], None]) -> Iterato
 
 
 def _take(candidate: Candidate, number: int, plan: Plan, results: Results, say: Callable[[str], None]) -> None:
-    store = BENCH / "work" / candidate.name.replace(", ", "-").replace(" ", "-")
-    with served(candidate, TASK, store, store) as job:
+    with served(candidate, TASK, Path(), _store(candidate)) as job:
         bodies = job.scratch / "bodies.txt"
         bodies.write_text("{}\n")
         where = url(job.port, candidate.wires[TASK].path)
@@ -115,3 +115,7 @@ def _take(candidate: Candidate, number: int, plan: Plan, results: Results, say: 
             load = closed_loop(where, bodies, connections, plan.seconds, lumps=False)
             results.measurements.append(Measurement(TASK, candidate.name, f"empty@{connections}", number, load))
             say(f"    {connections:3} connections {load.per_second:8.0f}/s  p50 {load.p50:.2f} ms")
+
+
+def _store(candidate: Candidate) -> Path:
+    return BENCH / "work" / candidate.name.replace(", ", "-").replace(" ", "-")

@@ -18,6 +18,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks.candidates.candidate import Candidate, Job
+from benchmarks.environments import ROOT
 from benchmarks.http_client import HOST
 
 START_SECONDS = 180.0
@@ -86,7 +87,7 @@ def wait_until_it_answers(process: subprocess.Popen[bytes], candidate: Candidate
 def last_line(log: Path) -> str:
     """The last thing that a server said."""
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1][:200] if lines else "it said nothing"
+    return lines[-1].replace(f"{ROOT}/", "")[:200] if lines else "it said nothing"
 
 
 def family(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
@@ -119,21 +120,6 @@ def end(process: subprocess.Popen[bytes]) -> None:
     process.wait(10)
     if alive:
         raise Failed(f"still running after it was killed: {[member.pid for member in alive]}")
-
-
-def idle_cpu(process: psutil.Process, seconds: float) -> float:
-    """Cores that it and its descendants use while nothing is asked of them."""
-
-    def spent() -> float:
-        total = 0.0
-        for member in [process, *process.children(recursive=True)]:
-            with suppress(psutil.NoSuchProcess):
-                total += sum(member.cpu_times()[:2])
-        return total
-
-    before = spent()
-    time.sleep(seconds)
-    return (spent() - before) / seconds
 
 
 def free_port_base(count: int) -> int:

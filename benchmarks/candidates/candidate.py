@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from benchmarks.environments import PEERS, ROOT, Environment
+from benchmarks.environments import Environment
 
 CLASSIFY = "text-classification"
 EMBED = "feature-extraction"
@@ -94,9 +94,3 @@ def confidence(answer: Mapping[str, Any]) -> Numbers:
     numbers: list[float | None] = [None, None]
     numbers[answer["prediction"]] = answer["confidence"]
     return numbers
-
-
-__all__ = [
-    "CLASSIFY", "EMBED", "PEERS", "PYTHON", "ROOT", "TASKS", "THE_PEERS",
-    "Candidate", "Environment", "Job", "Numbers", "Wire", "confidence", "text_body",
-]  # fmt: skip

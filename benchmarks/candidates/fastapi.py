@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from typing import ClassVar
 
-from benchmarks.candidates.candidate import CLASSIFY, PEERS, Candidate, Job, Wire, confidence, text_body
+from benchmarks.candidates.candidate import CLASSIFY, Candidate, Job, Wire, confidence, text_body
+from benchmarks.environments import PEERS
 
 MODEL_BY_VARIABLE = "the model's path comes from a variable in place of the hub's name of a model"
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from benchmarks.candidates.candidate import CLASSIFY, EMBED, PEERS, Candidate, Job, Wire, text_body
+from benchmarks.candidates.candidate import CLASSIFY, EMBED, Candidate, Job, Wire, text_body
+from benchmarks.environments import PEERS
 
 BATCH_TIMEOUT = "0.005"  # s
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from benchmarks.candidates.candidate import CLASSIFY, EMBED, PYTHON, ROOT, Candidate, Job, Wire, text_body
+from benchmarks.candidates.candidate import CLASSIFY, EMBED, PYTHON, Candidate, Job, Wire, text_body
 from benchmarks.candidates.torchserve import java_home
+from benchmarks.environments import ROOT
 from benchmarks.processes import run
 
 

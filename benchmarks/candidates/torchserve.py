@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
-from benchmarks.candidates.candidate import CLASSIFY, PEERS, PYTHON, Candidate, Job, Wire, text_body
+from benchmarks.candidates.candidate import CLASSIFY, PYTHON, Candidate, Job, Wire, text_body
+from benchmarks.environments import PEERS
 from benchmarks.processes import run
 from serving.java import find_java
 

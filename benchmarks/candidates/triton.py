@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import ClassVar
 
-from benchmarks.candidates.candidate import CLASSIFY, EMBED, PEERS, Candidate, Job, Wire
-from benchmarks.environments import Environment
+from benchmarks.candidates.candidate import CLASSIFY, EMBED, Candidate, Job, Wire
+from benchmarks.environments import PEERS, Environment
 
 QUEUE_DELAY = "0"  # microseconds
 
