@@ -56,6 +56,8 @@ def closed_loop(url: str, bodies: Path, connections: int, seconds: float, *, lum
 def read(said: dict[str, Any], connections: int) -> Load:
     """What wrk.lua prints."""
     good = said["requests"] - said["errors"]
+    if good <= 0:
+        raise Failed(f"nothing was answered within {said['seconds']:.0f} s at {connections} connections")
     per_second = rate(said["times"], connections) or good / said["seconds"]
     percentiles = {name: said[name] for name in ("p50", "p90", "p95", "p99")}
     return Load(per_second=per_second, requests=said["requests"], errors=said["errors"], **percentiles)

@@ -20,7 +20,7 @@ from benchmarks.http_client import Reply, ask_all, post
 from benchmarks.processes import Failed, run, served
 from benchmarks.texts import text_set
 
-STEP = 1000  # requests between two looks at the memory
+LOOKS = 100  # at the memory, after equally many requests each
 CONNECTIONS = 16
 LIST_EVERY, LIST_SIZE = 10, 8
 BAD_EVERY = 100
@@ -46,15 +46,16 @@ class Sentiment(Ours):
 
 
 def measure(requests: int, results: Results, say: Callable[[str], None]) -> None:
-    """Sends them, looks at the worker after every thousand, and notes what came of it."""
+    """Sends them, looks at the worker now and then, and notes what came of it."""
     candidate, store, wire = Sentiment(), BENCH / "work" / "memory", Sentiment.wires[CLASSIFY]
     store.mkdir(parents=True, exist_ok=True)
     candidate.prepare(Job(CLASSIFY, store, 0, store, store))
     texts, samples, failures = text_set("mixed"), list[tuple[int, int]](), 0
     with served(candidate, CLASSIFY, Path(), store) as job:
         worker = find_worker()
-        for sent in range(0, requests, STEP):
-            numbers = range(sent, min(sent + STEP, requests))
+        step = max(1, requests // LOOKS)
+        for sent in range(0, requests, step):
+            numbers = range(sent, min(sent + step, requests))
             wire_bytes = [post(wire.path, body(number, texts), job.port) for number in numbers]
             replies = asyncio.run(ask_all(job.port, wire_bytes, CONNECTIONS))
             failures += sum(not as_expected(number, reply) for number, reply in zip(numbers, replies, strict=True))

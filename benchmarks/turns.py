@@ -28,6 +28,7 @@ from benchmarks.texts import COUNT
 
 CELLS = (("mixed", 1), ("mixed", 16), ("mixed", 64), ("short", 64), ("long", 64))
 SHARES = (0.5, 0.8)  # of the knee
+SETTLING = 3  # texts, one after another
 CHECK_CONNECTIONS = 64  # so that what is checked was batched with others
 
 
@@ -117,9 +118,15 @@ class Turns:
             bodies = job.scratch / f"{name}.txt"
             bodies.write_bytes(b"".join(self._wire.body(text) + b"\n" for text in self.material.sets[name]))
             where = url(job.port, self._wire.path)
+            self._settle(job)
             self._note(number, f"{name}@{connections}", closed_loop(where, bodies, connections, self.plan.seconds))
 
+    def _settle(self, job: Job) -> None:
+        """Waits until what a load has left behind is done: wrk goes without waiting for its last answers."""
+        asyncio.run(ask_all(job.port, self._requests(job, "short")[:SETTLING], 1))
+
     def _open(self, job: Job, number: int) -> None:
+        self._settle(job)
         if number == 0:
             closed = self.results.values(self.material.task, self.candidate.name, "mixed@64")[0]
             seconds = self.plan.knee_seconds

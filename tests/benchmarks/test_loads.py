@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.closed_loop import rate
+from benchmarks.closed_loop import rate, read
 from benchmarks.http_client import Reply
 from benchmarks.open_loop import LADDER, arrivals, find_knee, keeps_up, load
+from benchmarks.processes import Failed
 
 
 def test_arrivals_are_poisson_and_reproducible():
@@ -33,6 +34,12 @@ def test_rate_does_not_depend_on_where_a_lump_is_cut(lump, phase):
 
 def test_rate_of_a_lump_by_itself_is_unknown():
     assert rate([1.0 + place * 1e-5 for place in range(64)], 64) is None and rate([], 1) is None
+
+
+def test_no_answer_is_no_rate():
+    said = {"requests": 5, "errors": 5, "seconds": 3.0, "times": []}
+    with pytest.raises(Failed, match="nothing was answered"):
+        read(said, 64)
 
 
 def replies(latencies, status=200):
