@@ -70,10 +70,11 @@ def encoder(results: Results) -> Iterator[Outcome]:
 
 
 def overhead(results: Results) -> Iterator[Outcome]:
-    """Against what a user gets, and like for like."""
-    for ours, stock in (("ours", "stock"), ("ours", "stock, batchSize 64"), ("ours, batchSize 1", "stock")):
-        found = (results.values("nothing", name, "empty@64") for name in (ours, stock))
-        yield Outcome(f"a handler that does nothing, 64 connections: {ours} over {stock}", 3, True, ratios(*found))
+    """Against what a user gets who sets nothing."""
+    ours, stock = (results.values("nothing", name, "empty@64") for name in ("ours", "stock"))
+    yield Outcome(
+        "a handler that does nothing, 64 connections, over stock TorchServe", 3, True, ratios(ours, stock)
+    )
 
 
 def memory(results: Results) -> Iterator[Outcome]:

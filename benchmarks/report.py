@@ -163,12 +163,13 @@ def _about(name: str, described: dict[str, object]) -> str:
 def _overhead(results: Results) -> Iterator[str]:
     yield _goals(goals.overhead(results))
     cells = ("empty@1", "empty@16", "empty@64")
-    rows = []
+    stock, rows = results.values("nothing", "stock", "empty@64"), []
     for name in results.candidates:
-        rates = [spread(list(results.values("nothing", name, cell).values()), 0) for cell in cells]
-        late = list(results.values("nothing", name, "empty@64", "p99").values())
-        rows.append([name, *rates, spread(late)])
-    yield table(["requests a second", "1 connection", "16", "64", "64: p99 in ms"], rows)
+        found = [results.values("nothing", name, cell) for cell in cells]
+        times = spread(ratios(found[-1], stock), 2)
+        late = spread(list(results.values("nothing", name, "empty@64", "p99").values()))
+        rows.append([name, *(spread(list(rates.values()), 0) for rates in found), times, late])
+    yield table(["requests a second", "1 connection", "16", "64", "64, over stock", "64: p99 in ms"], rows)
     yield "\n".join(_about(name, described) for name, described in results.candidates.items())
 
 

@@ -29,7 +29,7 @@ class Triton(Candidate):
     repairs = (
         "the seed's config.pbtxt asks for a TorchScript file and a GPU, and its client tokenizes; here the server "
         "takes texts, as all others do",
-        "max_batch_size 64 and no queue delay, which is faster here than its 32 and 100 ms",
+        "max_batch_size 64 and no queue delay, not its 32 and 100 ms: a batch starts when the model is free",
     )
 
     def command(self, job: Job) -> list[str]:
