@@ -92,9 +92,8 @@ def last_line(log: Path) -> str:
 
 def family(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
     """The process and all that descend from it or share its session."""
-    if process.poll() is not None and not psutil.pid_exists(process.pid):
-        members: set[psutil.Process] = set()
-    else:
+    members: set[psutil.Process] = set()
+    with suppress(psutil.NoSuchProcess):
         top = psutil.Process(process.pid)
         members = {top, *top.children(recursive=True)}
     for other in psutil.process_iter():

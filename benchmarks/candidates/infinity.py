@@ -18,7 +18,7 @@ class Infinity(Candidate):
     """Its own command."""
 
     name = "infinity"
-    about = "infinity-emb, torch engine: batch-size 64, float32, no compile, no bettertransformer"
+    about = "infinity-emb, torch engine: batch-size 64, float32, no compile"
     environment = Environment("infinity")
     wires: ClassVar = {EMBED: Wire("/embeddings", openai_body, lambda answer: answer["data"][0]["embedding"])}
     repairs = ("run with the newest transformers and sentence-transformers that it works with, which are old",)
@@ -27,7 +27,7 @@ class Infinity(Candidate):
         """infinity_emb v2."""
         line = [str(self.environment.python.with_name("infinity_emb")), "v2", "--model-id", str(job.model)]
         line += ["--served-model-name", "bench", "--engine", "torch", "--device", "cpu", "--dtype", "float32"]
-        line += ["--batch-size", "64", "--no-compile", "--no-bettertransformer"]
+        line += ["--batch-size", "64", "--no-compile"]
         return [*line, "--host", "127.0.0.1", "--port", str(job.port)]
 
     def variables(self, job: Job) -> dict[str, str]:
