@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 def test_it_measures_this_project_beside_the_ceiling(tmp_path):
     line = [sys.executable, "-P", "-m", "benchmarks", "encoder", "--only", "ours,ceiling"]
     line += ["--tasks", "text-classification", "--texts", "32", "--results", str(tmp_path)]
-    line += ["--rounds", "1", "--seconds", "1", "--open-seconds", "3"]
+    line += ["--rounds", "1", "--seconds", "1", "--open-seconds", "2"]
     done = subprocess.run(
         line, capture_output=True, text=True, timeout=300, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)}
     )
