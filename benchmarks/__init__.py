@@ -1,1 +1,1 @@
-"""Measurements; none of them runs in CI."""
+"""What the project is measured by, beside its peers."""

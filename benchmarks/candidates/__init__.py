@@ -1,0 +1,1 @@
+"""Who takes part: one class each, all with the face of candidate.Candidate."""

@@ -1,0 +1,44 @@
+"""This project over TorchServe, over HTTP, as it is shipped."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from benchmarks.candidates.candidate import CLASSIFY, EMBED, PYTHON, Candidate, Job, Wire, text_body
+from benchmarks.candidates.torchserve import java_home
+from benchmarks.environments import ROOT
+from benchmarks.processes import run
+
+
+class Ours(Candidate):
+    """`scripts/archive.sh` and `scripts/serve.sh`, with every default."""
+
+    name = "ours"
+    about = (
+        "this project: the archive's defaults (batchSize 64, maxBatchDelay 1), scripts/serve.sh's configuration"
+    )
+    environment = None
+    wires: ClassVar = {
+        CLASSIFY: Wire("/predictions/bench", text_body, lambda answer: answer["probabilities"]),
+        EMBED: Wire("/predictions/bench", text_body, lambda answer: answer["embeddings"][0]),
+    }
+
+    def prepare(self, job: Job) -> None:
+        """Builds the archive."""
+        build = [PYTHON, "-m", "archiver", "build", "--model", str(job.model), "--task", job.task, "--force"]
+        build += ["--model-name", "bench", "--version", "1.0", "--export-path", str(job.store)]
+        run(["env", f"PYTHONPATH={ROOT}", *build], job.scratch)
+
+    def command(self, job: Job) -> list[str]:
+        """What scripts/serve.sh runs."""
+        return serving(job, "bench=bench.mar")
+
+    def variables(self, job: Job) -> dict[str, str]:
+        """The same Java as TorchServe's."""
+        return {"PYTHONPATH": str(ROOT), **java_home()}
+
+
+def serving(job: Job, model: str) -> list[str]:
+    """What scripts/serve.sh runs."""
+    line = [PYTHON, "-m", "serving", "--model-store", str(job.store), "--models", model]
+    return [*line, "--port-base", str(job.port)]

@@ -1,0 +1,84 @@
+"""What was aimed at, and whether a run got there."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from benchmarks.candidates.candidate import TASKS
+from benchmarks.figures import Results, ratios, spread
+
+AT_64 = "mixed@64"
+TIMES_OURS = (  # against whom at 64 connections, and how many times
+    ("fastapi-batched", 2.0), ("torchserve-seed", 2.5), ("triton", 2.0), ("litserve", 2.0), ("infinity", 2.0),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One goal: its words, its bound, what each round came to."""
+
+    words: str
+    bound: float
+    at_least: bool
+    values: list[float]
+    unit: str = ""
+
+    @property
+    def measured(self) -> float:
+        """The median."""
+        return statistics.median(self.values)
+
+    @property
+    def verdict(self) -> str:
+        """Met, or by how much it is missed."""
+        if not self.values:
+            return "not measured"
+        if self.measured >= self.bound if self.at_least else self.measured <= self.bound:
+            return "met"
+        return f"missed by {abs(self.measured - self.bound):.2f}{self.unit}"
+
+    def row(self) -> list[str]:
+        """For a table."""
+        sign = "≥" if self.at_least else "≤"
+        return [self.words, f"{sign} {self.bound:g}{self.unit}", spread(self.values, 2), self.verdict]
+
+
+def encoder(results: Results) -> Iterator[Outcome]:
+    """Both tasks; what was not measured is told as that, unless it does not take part at all."""
+    for task in TASKS:
+        if results.standing(task, "ours") is None:
+            continue
+        ours = results.values(task, "ours", AT_64)
+        share = ratios(ours, results.values(task, "ceiling", AT_64))
+        yield Outcome(f"{task}: 64 connections, mixed, over the ceiling", 0.9, True, share)
+        for name, times in TIMES_OURS:
+            if results.standing(task, name) is not None:
+                yield Outcome(
+                    f"{task}: 64 connections, mixed, over {name}",
+                    times,
+                    True,
+                    ratios(ours, results.values(task, name, AT_64)),
+                )
+        alone = results.values(task, "ours", "mixed@1", "p50")
+        bare = results.values(task, "ceiling", "mixed@1", "p50")
+        more = [alone[number] - bare[number] for number in sorted(alone) if number in bare]
+        yield Outcome(f"{task}: one connection, median over the bare call's", 4, False, more, " ms")
+        late = ratios(results.values(task, "ours", "open@80%", "p99"), alone)
+        yield Outcome(f"{task}: p99 at 80 % of the knee over one connection's median", 4, False, late)
+
+
+def overhead(results: Results) -> Iterator[Outcome]:
+    """Against what a user gets who sets nothing."""
+    ours, stock = (results.values("nothing", name, "empty@64") for name in ("ours", "stock"))
+    yield Outcome(
+        "a handler that does nothing, 64 connections, over stock TorchServe", 3, True, ratios(ours, stock)
+    )
+
+
+def memory(results: Results) -> Iterator[Outcome]:
+    """Growth after the first tenth."""
+    extra = results.extra
+    words = f"worker memory, growth over {extra['requests']:,.0f} requests after the first tenth"
+    yield Outcome(words, round(extra["allowed_bytes"] / 1e6, 1), False, [extra["growth_bytes"] / 1e6], " MB")

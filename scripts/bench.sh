@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Measures this project beside its peers; see --help.
+set -euo pipefail
+# shellcheck source=scripts/lib.sh
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+ensure_venv requirements.txt requirements-dev.txt
+PYTHONPATH=$ROOT exec "$VENV/bin/python" -P -m benchmarks "$@"
