@@ -16,9 +16,10 @@ ROOM = ROOT / "benchmarks"
 VERBS = {
     "encoder": "all-MiniLM-L6-v2 as a classifier and as an embedder, beside the peers",
     "overhead": "a handler that does nothing, beside stock TorchServe",
+    "options": "dtype, int8, compile and attention: what each gains, and what it costs in the answers",
     "memory": "whether a worker grows over 100,000 requests",
     "archive": "building an archive, beside torch-model-archiver",
-    "all": "archive, overhead, memory, encoder",
+    "all": "archive, overhead, options, memory, encoder",
 }
 
 
@@ -64,7 +65,9 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGINT):  # servers are ended on the way out
         signal.signal(number, signal.default_int_handler)
     try:
-        for verb in [verb for verb in ("archive", "overhead", "memory", "encoder") if flags.verb in (verb, "all")]:
+        for verb in [
+            verb for verb in ("archive", "overhead", "options", "memory", "encoder") if flags.verb in (verb, "all")
+        ]:
             measure(verb, flags)
     except (Unavailable, Failed) as err:
         say(f"error: {err}")
@@ -77,7 +80,7 @@ def main() -> int:
 
 def measure(verb: str, flags: argparse.Namespace) -> None:
     """One verb, from the first measurement to the table."""
-    from benchmarks import archive, closed_loop, encoder, machine, memory, overhead, report  # noqa: PLC0415
+    from benchmarks import archive, closed_loop, encoder, machine, memory, options, overhead, report  # noqa: PLC0415
     from benchmarks.figures import Results  # noqa: PLC0415
     from benchmarks.turns import Plan  # noqa: PLC0415
 
@@ -89,7 +92,11 @@ def measure(verb: str, flags: argparse.Namespace) -> None:
         open_loop=not flags.no_open_loop,
         texts=flags.texts,
     )
-    matters = {"encoder": vars(plan), "overhead": {"rounds": plan.rounds, "seconds": plan.seconds}}
+    matters = {
+        "options": {"rounds": plan.rounds},
+        "encoder": vars(plan),
+        "overhead": {"rounds": plan.rounds, "seconds": plan.seconds},
+    }
     settings = matters.get(verb, {})
     results = Results(verb, machine.today(), machine.describe(), settings)
     folder = flags.results or ROOM / "results"
@@ -104,6 +111,8 @@ def measure(verb: str, flags: argparse.Namespace) -> None:
         )
         for _ in rounds:
             results.write(raw)  # what is stopped halfway has not been for nothing
+    elif verb == "options":
+        options.measure(flags.rounds, results, say)
     elif verb == "memory":
         memory.measure(flags.requests, results, say)
     else:

@@ -21,9 +21,14 @@ MIXED = ("mixed@1", "mixed@16", "mixed@64")
 
 def markdown(results: Results, chart: Path | None) -> str:
     """All that stands between the markers."""
-    parts = {"encoder": _encoder, "overhead": _overhead, "memory": _memory, "archive": _archive}[results.verb](
-        results
-    )
+    makers = {
+        "encoder": _encoder,
+        "overhead": _overhead,
+        "options": _options,
+        "memory": _memory,
+        "archive": _archive,
+    }
+    parts = makers[results.verb](results)
     picture = [f"![{results.verb}](results/{chart.name})"] if chart else []
     return "\n\n".join([_machine(results), *picture, *parts]) + "\n"
 
@@ -171,6 +176,29 @@ def _overhead(results: Results) -> Iterator[str]:
         rows.append([name, *(spread(list(rates.values()), 0) for rates in found), times, late])
     yield table(["requests a second", "1 connection", "16", "64", "64, over stock", "64: p99 in ms"], rows)
     yield "\n".join(_about(name, described) for name, described in results.candidates.items())
+
+
+def _options(results: Results) -> Iterator[str]:
+    head = ["option", "texts/s, batches of 64", "over float32", "one text, ms", "loading, s"]
+    for task, options in results.extra.items():
+        base = dict(enumerate(next(iter(options.values()))["rates"]))
+        rows = []
+        for name, found in options.items():
+            gain = ratios(dict(enumerate(found["rates"])), base)
+            lost = (
+                f"{found['cosine']:.5f} / {found['median_cosine']:.5f}"
+                if "cosine" in found
+                else f"{found['off']:.4f} / {found['changed']}"
+            )
+            singles = spread(found["singles"])
+            rows.append(
+                [name, spread(found["rates"]), spread(gain, 2), singles, f"{found['load_seconds']:.0f}", lost]
+            )
+        cosines = "cosine" in next(iter(options.values()))
+        yield f"### {task}"
+        yield table(
+            [*head, "cosine: least / median" if cosines else "probability: most off / labels changed"], rows
+        )
 
 
 def _memory(results: Results) -> Iterator[str]:
