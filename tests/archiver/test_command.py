@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -142,6 +143,9 @@ def test_the_script_takes_paths_from_where_the_user_is(house, model, store, tmp_
     stamp = 'cat "$1/requirements.txt" "$1/constraints.txt" | sha256sum'
     wanted = subprocess.run(["sh", "-c", stamp, "sh", house], capture_output=True, text=True, check=True).stdout
     (house / ".venv" / ".installed-requirements.txt").write_text(wanted.rstrip("\n"))
+    packages = house / ".venv" / "lib" / "python3.11" / "site-packages"
+    for pin in re.findall(r"^([\w.-]+)==([^\s]+)", (ROOT / "requirements.txt").read_text(), re.MULTILINE):
+        (packages / f"{pin[0].replace('-', '_')}-{pin[1]}.dist-info").mkdir(parents=True, exist_ok=True)
     recipe = tmp_path / "recipes" / "mood"
     recipe.mkdir(parents=True)
     model.rename(recipe / "model")
