@@ -137,6 +137,9 @@ class HandlerConfig:
         "micro-batches that run at once, the threads shared among them; null: one a thread up to 4, on a GPU 1",
         None,
     )
+    cache_bytes: int = key(
+        integer(0), "bytes of answers that a worker remembers, for texts that come again; 0: none", 0
+    )
     warm_up: bool = key(BOOLEAN, "run the model before the worker is READY", True)
     top_k: int | None = key(
         optional(integer(1)),

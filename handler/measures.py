@@ -1,8 +1,8 @@
 """What one batch took: seconds a step, requests, tokens and padding; told to TorchServe's metrics.
 
-A metric travels as a line of the worker's output, so one batch costs about ten short lines. They must stand in
-metrics.yaml (a metric that does not is dropped). Histograms are in seconds or ratios, because their buckets are
-fixed at 0.005 to 10 (PrometheusHistogram.java).
+A metric travels as a line of the worker's output, so one batch costs about ten short lines, four more where
+answers are remembered. They must stand in metrics.yaml (a metric that does not is dropped). Histograms are in
+seconds or ratios, because their buckets are fixed at 0.005 to 10 (PrometheusHistogram.java).
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ class Measures:
     requests: int = 0
     tokens: int = 0  # that went through the model
     padded_tokens: int = 0  # the same with their padding
+    hits: int = 0  # different texts of the batch whose outputs were remembered
+    misses: int = 0  # those looked up in vain
+    cache_bytes: int = 0  # that all remembered outputs take
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
@@ -60,6 +63,11 @@ class Measures:
         if self.padded_tokens:
             yield "HandlerTokens", "counter", self.tokens, ()
             yield "HandlerPaddingRatio", "histogram", 1 - self.tokens / self.padded_tokens, ()
+        if looked_up := self.hits + self.misses:
+            yield "HandlerCacheHits", "counter", self.hits, ()
+            yield "HandlerCacheMisses", "counter", self.misses, ()
+            yield "HandlerCacheBytes", "gauge", self.cache_bytes, ()
+            yield "HandlerCacheHitRatio", "histogram", self.hits / looked_up, ()
         for step in STEPS:
             if step in self.seconds:
                 yield "HandlerStepSeconds", "histogram", self.seconds[step], (step,)

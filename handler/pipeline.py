@@ -21,6 +21,7 @@ from handler.draining import Drain
 from handler.errors import HandlerError, LoadError
 from handler.lanes import Lanes
 from handler.measures import Measures
+from handler.memory import Memory, fingerprint
 from handler.protocols import native
 from handler.request import Request, TextItem
 from handler.tasks import base as tasks
@@ -60,7 +61,14 @@ class BatchPipeline:
     """The three steps of TorchServe's handler, for tasks that answer a batch at once."""
 
     def __init__(
-        self, config: ModelConfig, task: Task, model_name: str, device: torch.device, threads: int
+        self,
+        config: ModelConfig,
+        task: Task,
+        model_name: str,
+        device: torch.device,
+        threads: int,
+        *,
+        memory: Memory,
     ) -> None:
         self.config = config
         self.batch_tokens = config.handler.max_batch_tokens or devices.BATCH_TOKENS[device.type]
@@ -68,6 +76,7 @@ class BatchPipeline:
         self.lanes = Lanes(device, threads, config.handler.lanes or devices.lanes(device, threads))
         self.task = task
         self.model_name = model_name
+        self.memory = memory
         self.drain = Drain()
 
     def preprocess(self, rows: Sequence[Mapping[str, Any]], context: Any) -> Requests:
@@ -78,10 +87,10 @@ class BatchPipeline:
         return Requests(slots, deadline, measures)
 
     def inference(self, requests: Requests) -> Answers:
-        """Requests to results; equal items of the whole batch are computed once."""
+        """Requests to results; equal items of the whole batch are computed once, remembered ones not at all."""
         valid = [slot for slot in requests.slots if isinstance(slot, Request)]
         items, places = distinct([item for request in valid for item in request.items])
-        outputs = self._compute(items, requests.deadline, requests.measures) if items else []
+        outputs = self._outputs(items, requests) if items else []
         cursor = iter(places)
         with requests.measures.step("decode"):
             answered = each(
@@ -112,6 +121,7 @@ class BatchPipeline:
             "max_items": handler.max_items,
             "max_text_bytes": handler.max_text_bytes,
             "max_body_bytes": handler.max_body_bytes,
+            "cache_bytes": handler.cache_bytes,
         }
         return {"task": handler.task, "input": self.task.field, "limits": limits, **self.task.describe()}
 
@@ -134,6 +144,10 @@ class BatchPipeline:
     def _parse(self, message: Message) -> Request:
         self.drain.check()
         return self.task.parse(native.read(message, self.task.field, self.config.handler.max_body_bytes))
+
+    def _outputs(self, items: Sequence[TextItem], requests: Requests) -> Sequence[Slot[tuple[Any, ...]]]:
+        deadline, measures = requests.deadline, requests.measures
+        return self.memory.complete(items, lambda missing: self._compute(missing, deadline, measures), measures)
 
     def _compute(
         self, items: Sequence[TextItem], deadline: Deadline, measures: Measures
@@ -179,7 +193,8 @@ def load(context: Any) -> BatchPipeline:
         device = devices.choose(context.system_properties.get("gpu_id"), config.server.deviceType)
         threads = devices.share_cores(config.server.maxWorkers, config.handler.threads)
         task = tasks.build(config.handler, directory, device)
-        pipeline = BatchPipeline(config, task, context.model_name, device, threads)
+        memory = Memory(config.handler.cache_bytes, fingerprint(directory, config.handler))
+        pipeline = BatchPipeline(config, task, context.model_name, device, threads, memory=memory)
         if config.handler.warm_up:
             pipeline.warm_up()
     except LoadError:

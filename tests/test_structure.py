@@ -22,7 +22,7 @@ HEAVY = {"torch", "transformers", "ts"}
 FLOORS = [
     {"errors", "rules"},
     {"config", "draining", "batch", "measures"},
-    {"wire", "request", "devices", "lanes", "loading", "pooling"},
+    {"wire", "request", "devices", "lanes", "loading", "pooling", "memory"},
     {"text_encoder", "protocols", "spans"},
     {"tasks"},
     {"pipeline"},

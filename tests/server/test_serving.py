@@ -39,7 +39,14 @@ def server(tiny, tmp_path_factory):
         "feature-extraction",
         "--set=handler.max_response_bytes=5000",
     )
-    with Serving(store, [f"{name}.mar" for name in (*NAMES.values(), "small")]) as running:
+    archives.build_model(
+        store,
+        "remembering",
+        tiny["text-classification"] / "model",
+        "text-classification",
+        "--set=handler.cache_bytes=1000000",
+    )
+    with Serving(store, [f"{name}.mar" for name in (*NAMES.values(), "small", "remembering")]) as running:
         yield running
     assert running.status == 0
 
@@ -139,6 +146,20 @@ def test_metrics(server):
     assert {"HandlerRequests", "HandlerBatchSize", "HandlerPaddingRatio_bucket", "HandlerTokens"} <= names
     steps = {sample.labels["Step"] for sample in samples if sample.name == "HandlerStepSeconds_count"}
     assert steps == {"parse", "encode", "forward", "decode", "write"}
+
+
+def test_the_hit_ratio_of_remembered_answers(server):
+    client = InferenceClient(server.inference_url)
+    answers = [client.predict("remembering", "a wonderful story") for _ in range(4)]
+    assert all(answer == answers[0] for answer in answers)
+    values = {
+        sample.name: sample.value
+        for sample in MetricsClient(server.metrics_url).metrics()
+        if sample.name.startswith("HandlerCache") and sample.labels["ModelName"] == "remembering"
+    }
+    assert (values["HandlerCacheHits"], values["HandlerCacheMisses"]) == (3, 1)
+    assert (values["HandlerCacheHitRatio_sum"], values["HandlerCacheHitRatio_count"]) == (3, 4)
+    assert 0 < values["HandlerCacheBytes"] <= 1_000_000
 
 
 # -- safe as shipped
