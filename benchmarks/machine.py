@@ -46,7 +46,7 @@ def describe() -> dict[str, Any]:
 
 def busy_cores() -> float:
     """Cores that are in use now, while nothing of ours runs: whoever is measured next has to share with that."""
-    return psutil.cpu_percent(interval=1) / 100 * psutil.cpu_count()
+    return float(psutil.cpu_percent(interval=1)) / 100 * len(os.sched_getaffinity(0))
 
 
 def pick(versions: dict[str, str]) -> dict[str, str]:
