@@ -44,6 +44,11 @@ def describe() -> dict[str, Any]:
     }
 
 
+def busy_cores() -> float:
+    """Cores that are in use now, while nothing of ours runs: whoever is measured next has to share with that."""
+    return float(psutil.cpu_percent(interval=1)) / 100 * len(os.sched_getaffinity(0))
+
+
 def pick(versions: dict[str, str]) -> dict[str, str]:
     """Of all that an environment holds, what matters."""
     return {name: version for name, version in versions.items() if name in PEERS}

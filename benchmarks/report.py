@@ -30,7 +30,9 @@ def markdown(results: Results, chart: Path | None) -> str:
     }
     parts = makers[results.verb](results)
     picture = [f"![{results.verb}](results/{chart.name})"] if chart else []
-    return "\n\n".join([_machine(results), *picture, *parts]) + "\n"
+    disturbed = results.extra.get("disturbed", [])
+    warning = [f"**Others used the machine as these turns began: {'; '.join(disturbed)}.**"] if disturbed else []
+    return "\n\n".join([_machine(results), *warning, *picture, *parts]) + "\n"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

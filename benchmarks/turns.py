@@ -21,13 +21,14 @@ from benchmarks.closed_loop import closed_loop, url
 from benchmarks.environments import BENCH, Unavailable
 from benchmarks.figures import Load, Measurement, Results, Standing
 from benchmarks.http_client import Reply, ask_all, post
-from benchmarks.machine import pick
+from benchmarks.machine import busy_cores, pick
 from benchmarks.open_loop import find_knee, keeps_up, load, open_loop
 from benchmarks.processes import Failed, served
 from benchmarks.texts import COUNT
 
 CELLS = (("mixed", 1), ("mixed", 16), ("mixed", 64), ("short", 64), ("long", 64))
 SHARES = (0.5, 0.8)  # of the knee
+BUSY = 0.2  # cores that others use, from which a turn is told as disturbed
 SETTLING = 3  # texts, one after another
 CHECK_CONNECTIONS = 64  # so that what is checked was batched with others
 
@@ -83,6 +84,7 @@ class Turns:
         """One round, numbered from 0. What goes wrong costs this candidate its figures, and nobody else theirs."""
         if self.standing.state != "measured":
             return
+        self._look_around(number)
         try:
             with served(self.candidate, self.material.task, self.material.model, self.store) as job:
                 self._check(job, self.material.sets if number == 0 else ("mixed",))
@@ -94,6 +96,13 @@ class Turns:
             self._out("wrong", str(err))
         except (Failed, OSError) as err:
             self._out("failed", str(err))
+
+    def _look_around(self, number: int) -> None:
+        """Two torch threads that share two cores with a third lose far more than their share."""
+        if (busy := busy_cores()) > BUSY:
+            told = f"{self.material.task}, round {number + 1}, {self.candidate.name}: {busy:.1f} cores"
+            self.results.extra.setdefault("disturbed", []).append(told)
+            self.say(f"    others use the machine: {busy:.1f} cores; what follows will be too low")
 
     @property
     def _wire(self) -> Wire:

@@ -50,6 +50,7 @@ def turn(monkeypatch, candidate: Candidate, numbers) -> tuple[Turns, Results, li
     load = Load(10, 1, 1, 1, 1, 60, 0)
     monkeypatch.setattr(turns, "served", served)
     monkeypatch.setattr(turns, "ask_all", ask_all)
+    monkeypatch.setattr(turns, "busy_cores", lambda: 0.0)
     monkeypatch.setattr(Turns, "_closed", lambda self, job, number: self._note(number, "mixed@64", load))
     said: list[str] = []
     results = Results("encoder", "", {}, {})

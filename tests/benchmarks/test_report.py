@@ -42,6 +42,15 @@ def test_the_tables_have_medians_ratios_and_verdicts():
     assert verdicts[f"{TASK}: p99 at 80 % of the knee over one connection's median"] == "missed by 0.55"
 
 
+def test_a_disturbed_turn_is_told():
+    found = run()
+    assert "Others used" not in report.markdown(found, None)
+    found.extra["disturbed"] = [f"{TASK}, round 1, triton: 1.2 cores"]
+    assert "Others used the machine as these turns began: text-classification, round 1, triton" in report.markdown(
+        found, None
+    )
+
+
 @pytest.mark.parametrize("state", ["wrong", "skipped", "failed"])
 def test_who_is_not_measured_has_no_figure_and_says_why(state):
     found = run()
