@@ -1,0 +1,1 @@
+"""Measures a recipe's settings on the machine at hand, and recommends the best."""
