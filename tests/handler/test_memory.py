@@ -32,6 +32,10 @@ class WithTopK(TextItem):
     top_k: int = 1
 
 
+class OfAnotherKind(TextItem):
+    pass
+
+
 @dataclass(frozen=True)
 class Tagged:
     tokens: Tokens
@@ -68,6 +72,10 @@ OTHERS = [
     TextItem("a", True, None),
     TextItem("ab", True, ""),
     TextItem("", True, "ab"),
+    TextItem("a", True, "None"),
+    TextItem("aTrue", True, "b"),
+    TextItem("a", True, "Trueb"),
+    OfAnotherKind("a", True, "b"),
     WithTopK("a", True, "b"),
     WithTopK("a", True, "b", 2),
 ]
