@@ -115,7 +115,7 @@ def _output(row: Tagged, text: str) -> dict[str, Any]:
     encoding = row.tokens.encoding
     return {
         "sentence": text,
-        "logits": torch.from_numpy(row.logits)[None],  # (1, tokens, labels)
+        "logits": torch.tensor(row.logits)[None],  # (1, tokens, labels)
         "input_ids": [row.tokens.ids],
         "offset_mapping": [encoding.offsets],
         "special_tokens_mask": torch.tensor([encoding.special_tokens_mask]),  # (1, tokens)
