@@ -203,7 +203,7 @@ def test_a_log_line_is_for_the_operator(server):
     requests.post(f"{server.inference_url}/predictions/text-classification", data=b'{"secretword', timeout=10)
     output = server.output()
     assert "secretword" not in output and "Traceback" not in output
-    assert len(re.findall("serving text-classification on", output)) == 1
+    assert len(re.findall("serving text-classification on", output)) == 2  # and the one that remembers
 
 
 def test_a_body_over_the_servers_limit(server, workers_stay):
