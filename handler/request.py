@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import orjson
+
 from handler.errors import InvalidRequest, TooLarge
-from handler.rules import check
+from handler.rules import Rule, check
 
 MOST_PROBLEMS = 5  # that one answer names
+
+
+class FormText(str):
+    """A parameter from a form, which has nothing but text: it may stand for a number, true, false or null."""
 
 
 @dataclass(frozen=True)
@@ -70,9 +76,22 @@ def read_text_request(call: Call, schema: type[Any], limits: Limits) -> Request:
 
 def read_parameters(call: Call, schema: type[Any]) -> Any:
     """A call's parameters as that dataclass. Raises InvalidRequest, which names the first few that are wrong."""
-    if problems := check(call.parameters, schema, quote=False, most=MOST_PROBLEMS):
+    rules = {field.name: field.metadata["rule"] for field in fields(schema)}
+    values = {name: _settled(value, rules.get(name)) for name, value in call.parameters.items()}
+    if problems := check(values, schema, quote=False, most=MOST_PROBLEMS):
         raise InvalidRequest("; ".join(map(str, problems)))
-    return schema(**call.parameters)
+    return schema(**values)
+
+
+def _settled(value: object, rule: Rule | None) -> object:
+    """A form's parameter as its rule wants it: as it stands where a text is wanted, else what it stands for."""
+    if not isinstance(value, FormText) or rule is None or rule.accepts(value):
+        return value
+    try:
+        meant: object = orjson.loads(str(value))  # which takes no subclass
+    except orjson.JSONDecodeError:
+        return value
+    return value if isinstance(meant, (list, dict, str)) else meant
 
 
 def read_texts(call: Call, limits: Limits) -> list[str]:

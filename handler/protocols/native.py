@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 
 from handler.errors import BadRequest, InvalidRequest, NotOffered, TooLarge, UnsupportedMediaType
-from handler.request import Call
+from handler.request import Call, FormText
 from handler.rules import label, nearest
 from handler.wire import FORMS, JSON, Message, Reply
 
@@ -92,16 +92,7 @@ def _form(fields: Mapping[str, bytes | bytearray], field: str) -> dict[str, Any]
     # Netty may hand over a field's whole backing array, with NULs behind the value (NettyUtils.java:214).
     texts = {name: _text(value.rstrip(b"\0")) for name, value in fields.items()}
     inputs = (field, field + "s")
-    return {name: _plain(text) if name not in inputs else text for name, text in texts.items()}
-
-
-def _plain(text: str) -> object:
-    """A form's parameter: a number, true, false or null where it reads as one, else the text."""
-    try:
-        value: object = orjson.loads(text)
-    except orjson.JSONDecodeError:
-        return text
-    return text if isinstance(value, (list, dict, str)) else value
+    return {name: text if name in inputs else FormText(text) for name, text in texts.items()}
 
 
 def _call(document: Mapping[str, Any], field: str) -> Call:
