@@ -85,13 +85,16 @@ def read_parameters(call: Call, schema: type[Any]) -> Any:
 
 def _settled(value: object, rule: Rule | None) -> object:
     """A form's parameter as its rule wants it: as it stands where a text is wanted, else what it stands for."""
-    if not isinstance(value, FormText) or rule is None or rule.accepts(value):
+    if not isinstance(value, FormText) or rule is None:
         return value
+    text = str(value)  # the plain type again: orjson and marshal take no other
+    if rule.accepts(text):
+        return text
     try:
-        meant: object = orjson.loads(str(value))  # which takes no subclass
+        meant: object = orjson.loads(text)
     except orjson.JSONDecodeError:
-        return value
-    return value if isinstance(meant, (list, dict, str)) else meant
+        return text
+    return text if isinstance(meant, (list, dict, str)) else meant
 
 
 def read_texts(call: Call, limits: Limits) -> list[str]:

@@ -21,7 +21,7 @@ from handler.measures import Measures
 from handler.memory import ENTRY_BYTES, Memory, fingerprint
 from handler.request import TextItem
 from handler.text_encoder import Tokens
-from tests.support import frames, worker
+from tests.support import frames, scenarios, worker
 
 CONFIG = HandlerConfig(task="text-classification")
 LARGE = 1_000_000
@@ -318,3 +318,17 @@ def test_describe_shows_the_budget(tiny):
     service = worker.start(tiny["text-classification"], task="text-classification", cache_bytes=LARGE)
     [response] = frames.predict(service, [frames.Request([], {"describe": "True"})])
     assert json.loads(response.body)["limits"]["cache_bytes"] == LARGE
+
+
+@pytest.mark.parametrize("task", scenarios.TASKS)
+def test_every_tasks_answers_are_remembered(tiny, references, monkeypatch, task):
+    service = worker.start(tiny[task], task=task, cache_bytes=10 * LARGE, **scenarios.LIMITS)
+    chosen = [scenario for scenario in scenarios.of(task) if scenario.status == 200]
+    rows = [scenario.frame() for scenario in chosen]
+    frames.predict(service, rows)
+    monkeypatch.setattr(service.handler.pipeline.task, "forward", None)  # a call would be a 500
+    for response, scenario in zip(frames.predict(service, rows), chosen, strict=True):
+        reference = references[task](scenario)
+        scenarios.check_answer(
+            task, scenario, response.status, response.content_type, response.body, reference=reference
+        )
