@@ -58,6 +58,17 @@ def require_finite(outputs: Sequence[npt.NDArray[np.float32]]) -> None:
         raise NonFiniteOutput("the model answered NaN or infinity")
 
 
+def document(request: Request, predictions: Sequence[Any], about: About) -> dict[str, Any]:
+    """One prediction for one input; a list of them, with the model and the time, for a list."""
+    if request.single:
+        return dict(predictions[0])
+    return {
+        "predictions": list(predictions),
+        "model_name": about.model_name,
+        "inference_time_ms": about.inference_time_ms,
+    }
+
+
 def build(config: HandlerConfig, directory: Path, device: torch.device) -> Task:
     """The task that the configuration names, with its model loaded. Raises LoadError."""
     task: Task = importlib.import_module(TASKS[config.task]).build(config, directory, device)

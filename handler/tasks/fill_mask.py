@@ -18,7 +18,7 @@ from handler.errors import HandlerError, InvalidRequest, LoadError, TooLarge
 from handler.loading import load
 from handler.request import Call, Limits, Request, TextItem, read_text_request
 from handler.rules import BOOLEAN, integer, key, optional, strings
-from handler.tasks.base import About, require_finite
+from handler.tasks.base import About, document, require_finite
 from handler.text_encoder import Rows, TextEncoder, Tokens
 
 TOP_K = 5  # where neither request nor recipe says: as in transformers' pipeline
@@ -123,11 +123,7 @@ class FillMask:
         """What may fill one text; a list of that, with the model and the time, for a list."""
         if request.single:
             return {"predictions": results[0]}
-        return {
-            "predictions": list(results),
-            "model_name": about.model_name,
-            "inference_time_ms": about.inference_time_ms,
-        }
+        return document(request, results, about)
 
     def describe(self) -> dict[str, Any]:
         """How a mask is written, and how many tokens are offered for it."""

@@ -19,7 +19,7 @@ from handler.loading import load
 from handler.request import Call, Limits, Request, TextItem, read_parameters, read_texts
 from handler.rules import BOOLEAN, Rule, integer, key, optional
 from handler.spans import Answers, choose
-from handler.tasks.base import About, require_finite
+from handler.tasks.base import About, document, require_finite
 from handler.text_encoder import Rows, TextEncoder, Tokens
 
 MOST_TOKENS = 384  # of a window, and
@@ -113,13 +113,7 @@ class QuestionAnswering:
         """The best answer to one question; a list of them, with the model and the time, for a list."""
         listed = request.parameters.top_k or self.config.top_k
         predictions = [{**found[0], "answers": found} if listed else found[0] for found in results]
-        if request.single:
-            return predictions[0]
-        return {
-            "predictions": predictions,
-            "model_name": about.model_name,
-            "inference_time_ms": about.inference_time_ms,
-        }
+        return document(request, predictions, about)
 
     def describe(self) -> dict[str, Any]:
         """How long contexts are read."""

@@ -18,7 +18,7 @@ from handler.errors import LoadError
 from handler.loading import load
 from handler.request import Call, Limits, Request, TextItem, read_text_request
 from handler.rules import BOOLEAN, integer, key, optional
-from handler.tasks.base import About, require_finite
+from handler.tasks.base import About, document, require_finite
 from handler.text_encoder import Rows, TextEncoder, Tokens
 
 Probabilities = npt.NDArray[np.float32]  # (labels,)
@@ -81,13 +81,7 @@ class TextClassification:
         """One prediction for one text; a list of them, with the model and the time, for a list."""
         top_k = request.parameters.top_k or self.config.top_k
         predictions = [self._prediction(result, top_k) for result in results]
-        if request.single:
-            return predictions[0]
-        return {
-            "predictions": predictions,
-            "model_name": about.model_name,
-            "inference_time_ms": about.inference_time_ms,
-        }
+        return document(request, predictions, about)
 
     def describe(self) -> dict[str, Any]:
         """The labels, in the order of the probabilities."""

@@ -18,7 +18,7 @@ from handler.errors import InvalidRequest
 from handler.loading import load
 from handler.request import Call, Limits, Request, TextItem, read_text_request
 from handler.rules import BOOLEAN, key, one_of, optional, strings
-from handler.tasks.base import About, require_finite
+from handler.tasks.base import About, document, require_finite
 from handler.text_encoder import Rows, TextEncoder, Tokens
 
 
@@ -92,13 +92,7 @@ class TokenClassification:
     def answer(self, request: Request, results: Sequence[Entities], about: About) -> dict[str, Any]:
         """The entities of one text; a list of them, with the model and the time, for a list."""
         predictions = [{"entities": entities} for entities in results]
-        if request.single:
-            return predictions[0]
-        return {
-            "predictions": predictions,
-            "model_name": about.model_name,
-            "inference_time_ms": about.inference_time_ms,
-        }
+        return document(request, predictions, about)
 
     def describe(self) -> dict[str, Any]:
         """The labels, and how tokens become entities."""

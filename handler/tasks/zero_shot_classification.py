@@ -18,7 +18,7 @@ from handler.errors import InvalidRequest, LoadError, TooLarge
 from handler.loading import load
 from handler.request import Call, Limits, Request, TextItem, pair_up, read_text, read_text_request
 from handler.rules import BOOLEAN, Rule, key, label
-from handler.tasks.base import About, require_finite
+from handler.tasks.base import About, document, require_finite
 from handler.text_encoder import Rows, TextEncoder, Tokens
 
 Logits = npt.NDArray[np.float32]  # (model's labels,)
@@ -90,13 +90,7 @@ class ZeroShotClassification:
     def answer(self, request: Request, results: Sequence[Scores], about: About) -> dict[str, Any]:
         """One prediction for one text; a list of them, with the model and the time, for a list."""
         predictions = [self._prediction(request.parameters.candidate_labels, scores) for scores in results]
-        if request.single:
-            return predictions[0]
-        return {
-            "predictions": predictions,
-            "model_name": about.model_name,
-            "inference_time_ms": about.inference_time_ms,
-        }
+        return document(request, predictions, about)
 
     def describe(self) -> dict[str, Any]:
         """The model's labels, and which of them say what."""
