@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 import transformers
-from torch.ao import quantization
 
 from handler.config import HandlerConfig
 from handler.errors import LoadError
@@ -101,9 +100,9 @@ def _quantize(model: Any) -> None:
         raise LoadError("handler.quantize is for CPUs, and this worker has a GPU; set deviceType to cpu")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.ao.quantization is to move to torchao, which has no such kernels
-        quantization.quantize_dynamic(  # type: ignore[no-untyped-call]
+        torch.ao.quantization.quantize_dynamic(  # type: ignore[no-untyped-call]
             model.base_model,
-            {torch.nn.Linear: quantization.per_channel_dynamic_qconfig},
+            {torch.nn.Linear: torch.ao.quantization.per_channel_dynamic_qconfig},
             dtype=torch.qint8,
             inplace=True,
         )

@@ -193,7 +193,8 @@ def load(context: Any) -> BatchPipeline:
         device = devices.choose(context.system_properties.get("gpu_id"), config.server.deviceType)
         threads = devices.share_cores(config.server.maxWorkers, config.handler.threads)
         task = tasks.build(config.handler, directory, device)
-        memory = Memory(config.handler.cache_bytes, fingerprint(directory, config.handler))
+        budget = config.handler.cache_bytes
+        memory = Memory(budget, fingerprint(directory, config.handler) if budget else b"")
         pipeline = BatchPipeline(config, task, context.model_name, device, threads, memory=memory)
         if config.handler.warm_up:
             pipeline.warm_up()
