@@ -69,7 +69,7 @@ def main() -> int:
             verb for verb in ("archive", "overhead", "options", "memory", "encoder") if flags.verb in (verb, "all")
         ]:
             measure(verb, flags)
-    except (Unavailable, Failed) as err:
+    except (Unavailable, Failed, OSError) as err:
         say(f"error: {err}")
         return 1
     except KeyboardInterrupt:

@@ -13,6 +13,7 @@ import psutil
 
 from benchmarks.environments import ROOT
 from serving.java import find_java
+from tuning.machine import processor
 
 PACKAGES = ("torch", "transformers", "tokenizers", "torchserve", "numpy", "orjson")
 PEERS = (
@@ -31,7 +32,7 @@ def describe() -> dict[str, Any]:
     """Machine, versions and commit."""
     changed = bool(_said("git", "status", "--porcelain", "--untracked-files=no"))
     return {
-        "cpu": _cpu(),
+        "cpu": processor(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "load_at_start": round(os.getloadavg()[0], 2),
@@ -57,12 +58,6 @@ def pick(versions: dict[str, str]) -> dict[str, str]:
 def today() -> str:
     """The date, in UTC."""
     return datetime.datetime.now(datetime.UTC).date().isoformat()
-
-
-def _cpu() -> str:
-    with open("/proc/cpuinfo") as lines:
-        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def _said(*command: str) -> str:

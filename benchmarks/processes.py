@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import http.client
 import os
-import random
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -20,6 +18,7 @@ import psutil
 from benchmarks.candidates.candidate import Candidate, Job
 from benchmarks.environments import ROOT
 from benchmarks.http_client import HOST
+from serving.ports import free_ports
 
 START_SECONDS = 180.0
 STOP_SECONDS = 15.0
@@ -39,7 +38,7 @@ def served(candidate: Candidate, task: str, model: Path, store: Path) -> Iterato
         Failed: it ended, or did not answer in time.
     """
     scratch = Path(tempfile.mkdtemp(prefix="bench-"))
-    job = Job(task, model, free_port_base(PORTS), scratch, store)
+    job = Job(task, model, free_ports(PORTS), scratch, store)
     log = scratch / "output.log"
     try:
         with log.open("wb") as output:
@@ -119,24 +118,6 @@ def end(process: subprocess.Popen[bytes]) -> None:
     process.wait(10)
     if alive:
         raise Failed(f"still running after it was killed: {[member.pid for member in alive]}")
-
-
-def free_port_base(count: int) -> int:
-    """The first of so many ports in a row that nobody listens on, below those that the kernel hands out."""
-    for _ in range(200):
-        base = random.randrange(15000, 32000)
-        if all(_is_free(port) for port in range(base, base + count)):
-            return base
-    raise Failed(f"no {count} free ports in a row")
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        try:
-            probe.bind((HOST, port))
-        except OSError:
-            return False
-    return True
 
 
 def run(command: Sequence[str], scratch: Path) -> None:

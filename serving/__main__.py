@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ctypes
 import os
 import signal
 import subprocess
@@ -18,13 +17,13 @@ from ts.arg_parser import ArgParser
 
 from client import ClientError, ManagementClient
 from serving import java, settings
+from serving.children import own_session
 from serving.drain import drain
 from serving.errors import CannotServe
 from serving.scratch import scratch_directory
 
 ROOT = Path(__file__).resolve().parent.parent
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
-PR_SET_PDEATHSIG = 1  # sys/prctl.h
 STOP_SECONDS = 20.0  # for TorchServe's own shutdown, after which it is killed
 
 
@@ -82,7 +81,7 @@ def serve(args: argparse.Namespace, scratch: Path) -> int:
         command,
         cwd=scratch,
         env={**environment, **OFFLINE, "TMPDIR": str(scratch)},
-        preexec_fn=_own_session,  # noqa: PLW1509 - no thread has been started
+        preexec_fn=own_session,  # noqa: PLW1509 - no thread has been started
     )
     try:
         say(f"serving {', '.join(models)} on {properties['inference_address']}")
@@ -108,12 +107,6 @@ def serve(args: argparse.Namespace, scratch: Path) -> int:
     finally:
         stop(server)
     return 0
-
-
-def _own_session() -> None:
-    """Runs in the child: Ctrl-C in the terminal reaches our process only, and the server ends when we do."""
-    os.setsid()
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def all_registered(management: str, models: Sequence[str]) -> bool:

@@ -21,7 +21,7 @@ def device_of(config: ModelConfig) -> str:
 
 def describe(device: str, cores: int) -> str:
     """The processor and, where it computes, the GPU."""
-    described = f"{_processor()}, {cores} cores"
+    described = f"{processor()}, {cores} cores"
     if device == "cuda":
         import torch  # noqa: PLC0415
 
@@ -49,7 +49,8 @@ def free_memory() -> int:
     raise OSError("/proc/meminfo names no MemAvailable")
 
 
-def _processor() -> str:
+def processor() -> str:
+    """What the kernel calls it."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, platform.machine())

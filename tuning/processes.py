@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -11,8 +10,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from serving.children import own_session
+
 ROOT = Path(__file__).resolve().parent.parent
-PR_SET_PDEATHSIG = 1  # sys/prctl.h
 STOP_SECONDS = 60.0  # a server drains and takes Java down
 LAST_LINES = 15  # of a log, which say why
 
@@ -41,7 +41,7 @@ def module(
             stdout=subprocess.PIPE if read else errors,
             stderr=errors,
             text=True,
-            preexec_fn=_own_session,  # noqa: PLW1509 - no thread has been started
+            preexec_fn=own_session,  # noqa: PLW1509 - no thread has been started
         )
     try:
         yield process
@@ -52,12 +52,6 @@ def module(
 def tail(log: Path) -> str:
     """The end of a log."""
     return "\n".join(log.read_text(errors="replace").splitlines()[-LAST_LINES:]) if log.exists() else ""
-
-
-def _own_session() -> None:
-    """Runs in the child: Ctrl-C in the terminal reaches our process only, and the child ends when we do."""
-    os.setsid()
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _stop(process: subprocess.Popen[str]) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -12,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from client import ClientError, ManagementClient, NotReachable, NotReady
+from serving.ports import free_ports
 from tuning.choosing import Seen
 from tuning.processes import module, tail
 from tuning.wanted import Wanted
@@ -78,21 +77,3 @@ def load(wanted: Wanted, port: int, connections: int, seconds: float) -> Seen:
     if "rate" not in said:
         raise Void(said.get("void") or f"the load ended too early:\n{tail(log)}")
     return Seen(**said)
-
-
-def free_ports(count: int) -> int:
-    """The first of so many ports in a row that nobody listens on, below those that the kernel hands out."""
-    for _ in range(200):
-        base = random.randrange(15_000, 32_000)
-        if all(_is_free(port) for port in range(base, base + count)):
-            return base
-    raise Void(f"no {count} free ports in a row")
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True

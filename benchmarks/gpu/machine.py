@@ -15,6 +15,7 @@ import ts
 
 from handler.devices import usable_cores
 from serving import java
+from tuning.machine import processor
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def look() -> Machine:
     home = java.find_java()
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else ""
     return Machine(
-        processor=_processor(),
+        processor=processor(),
         cores=usable_cores(),
         gpu=gpu,
         driver=_first_line(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]),
@@ -58,11 +59,6 @@ def look() -> Machine:
 def gpu_processes() -> list[str]:
     """What nvidia-smi says of processes on the GPU: "pid, memory" each."""
     return _run(["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader"]).splitlines()
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
 
 
 def _first_line(command: Sequence[str]) -> str:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import random
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +16,7 @@ import psutil
 
 from benchmarks.gpu.models import ROOT, Deployment
 from client import ManagementClient, MetricsClient, NotReachable, NotReady
+from serving.ports import free_ports
 
 READY_SECONDS = 300.0
 STOP_SECONDS = 90.0
@@ -154,21 +153,3 @@ class Server:
 
     def _failed(self, reason: str) -> ServerFailed:
         return ServerFailed("\n".join([reason, *self.output().splitlines()[-30:]]))
-
-
-def free_ports(count: int) -> int:
-    """The first of so many ports in a row that nobody listens on, below those that the kernel hands out."""
-    for _ in range(200):
-        base = random.randrange(15000, 32000)
-        if all(_is_free(port) for port in range(base, base + count)):
-            return base
-    raise OSError(f"no {count} free ports in a row")
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True

@@ -8,7 +8,7 @@ import pytest
 
 from client.__main__ import main
 from client.arguments import COMMANDS
-from tests.support.torchserve import free_port_base
+from serving.ports import free_ports
 
 
 @pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])
@@ -75,7 +75,7 @@ def test_wrong_arguments_end_with_2(line: str, words: str, capsys: pytest.Captur
     ],
 )
 def test_failure_is_one_line_and_1(line: str, capsys: pytest.CaptureFixture[str]) -> None:
-    base = free_port_base(3)
+    base = free_ports(3)
     assert main(["--port-base", str(base), *line.split()]) == 1
     shown = capsys.readouterr()
     assert shown.out == ""
@@ -84,7 +84,7 @@ def test_failure_is_one_line_and_1(line: str, capsys: pytest.CaptureFixture[str]
 
 
 def test_an_address_is_stronger_than_the_port_base(capsys: pytest.CaptureFixture[str]) -> None:
-    one, other = free_port_base(3), free_port_base(3)
+    one, other = free_ports(3), free_ports(3)
     assert main(["models", "--port-base", str(one), "--management-url", f"http://127.0.0.1:{other}"]) == 1
     assert f"http://127.0.0.1:{other}/models is not there" in capsys.readouterr().err
 

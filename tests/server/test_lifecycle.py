@@ -18,10 +18,11 @@ import pytest
 import requests
 
 from client import ClientError, InferenceClient, ManagementClient
+from serving.ports import free_ports
 from serving.scratch import remove_stale
 from tests.support import archives
 from tests.support.serving import ROOT, Serving
-from tests.support.torchserve import ServerFailed, free_port_base
+from tests.support.torchserve import ServerFailed
 
 pytestmark = pytest.mark.server
 
@@ -152,7 +153,7 @@ def test_a_model_that_cannot_be_loaded_says_why_in_one_line(tiny, tmp_path):
 
 
 def test_a_taken_port(store):
-    base = free_port_base(5)
+    base = free_ports(5)
     with socket.create_server(("127.0.0.1", base + 1)):
         ended = serve("--model-store", store, "--port-base", base)
     assert ended.returncode == 1
@@ -194,14 +195,14 @@ def test_an_archive_that_torchserve_cannot_read(store, tmp_path):
     damaged[30:40] = b"?" * 10  # the first entry's name, as Java reads it
     damaged[14:18] = b"????"  # and its checksum
     (tmp_path / "damaged.mar").write_bytes(damaged)
-    ended = serve("--model-store", tmp_path, "--port-base", free_port_base(5))
+    ended = serve("--model-store", tmp_path, "--port-base", free_ports(5))
     assert ended.returncode == 1
     assert "error: damaged.mar could not be loaded" in ended.stderr
 
 
 def test_java_home_without_java(store, monkeypatch, tmp_path):
     monkeypatch.setenv("JAVA_HOME", str(tmp_path))
-    ended = serve("--model-store", store, "--port-base", free_port_base(5))
+    ended = serve("--model-store", store, "--port-base", free_ports(5))
     assert ended.returncode == 1 and "JAVA_HOME" in ended.stderr
 
 

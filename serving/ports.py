@@ -1,0 +1,26 @@
+"""Ports for a server that says itself where it listens."""
+
+from __future__ import annotations
+
+import random
+import socket
+
+BELOW = 32_000  # the kernel hands out those above (net.ipv4.ip_local_port_range)
+
+
+def free_ports(count: int) -> int:
+    """The first of so many ports in a row that nobody listens on. Raises OSError."""
+    for _ in range(200):
+        base = random.randrange(15_000, BELOW)
+        if all(_is_free(port) for port in range(base, base + count)):
+            return base
+    raise OSError(f"no {count} free ports in a row")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
