@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import sys
 import time
 from pathlib import Path
-from types import FrameType
 
-from archiver.errors import Interrupted, Refused
+from archiver.ending import ended
 
 # Only what Python brings is imported up here: --help is to work before anything is installed.
 MODEL_STORE = Path(__file__).resolve().parents[1] / "model_store"
@@ -62,22 +60,8 @@ def _add_build(build: argparse.ArgumentParser) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns its status."""
     flags = parser().parse_args(arguments)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
-    try:
-        return {"build": _build, "inspect": _inspect, "verify": _verify}[flags.command](flags)
-    except Refused as error:
-        for problem in error.problems:
-            _say(f"error: {problem}")
-    except BrokenPipeError:
-        sys.stderr.close()  # whoever read us has gone
-    except OSError as error:
-        place = f"{error.filename}: " if error.filename else ""
-        _say(f"error: {place}{error.strerror or error}")
-    except Interrupted as error:
-        _say(f"stopped by {signal.Signals(error.number).name}; nothing was changed")
-        return 128 + error.number
-    return 1
+    command = {"build": _build, "inspect": _inspect, "verify": _verify}[flags.command]
+    return ended(lambda: command(flags), _say, "; nothing was changed")
 
 
 def _build(flags: argparse.Namespace) -> int:
@@ -144,12 +128,6 @@ class _Progress:
         line = f"  {done / 1e6:,.0f} of {total / 1e6:,.0f} MB"
         sys.stderr.write(f"\r{line} " if sys.stderr.isatty() else f"{line}\n")
         sys.stderr.flush()
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(each, signal.SIG_IGN)  # one is enough; clean-up is not to be interrupted
-    raise Interrupted(number)
 
 
 def _say(line: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from archiver.errors import Refused
 
-class CannotTune(Exception):
+
+class CannotTune(Refused):
     """Nothing can be recommended; the message says why."""

@@ -1,0 +1,44 @@
+"""How a command ends: 0 done, 1 refused, 128 + n stopped by signal n; each reason is one line."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+
+from archiver.errors import Interrupted, Refused
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def ended(work: Callable[[], int], say: Callable[[str], None], after_signal: str = "") -> int:
+    """Does the work and returns its status, or that of what stopped it.
+
+    Args:
+        work: the command; what it raises has cleaned up behind it.
+        say: writes a line.
+        after_signal: added to the line that names the signal.
+    """
+    for number in SIGNALS:
+        signal.signal(number, _interrupt)
+    try:
+        return work()
+    except Refused as error:
+        for problem in error.problems:
+            say(f"error: {problem}")
+    except BrokenPipeError:
+        sys.stderr.close()  # whoever read us has gone
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        say(f"error: {place}{error.strerror or error}")
+    except Interrupted as error:
+        say(f"stopped by {signal.Signals(error.number).name}{after_signal}")
+        return 128 + error.number
+    return 1
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    for each in SIGNALS:
+        signal.signal(each, signal.SIG_IGN)  # one is enough; clean-up is not to be interrupted
+    raise Interrupted(number)
