@@ -6,7 +6,6 @@ import json
 import random
 
 import pytest
-import torch
 
 from handler.errors import LoadError
 from handler.tasks import fill_mask
@@ -41,13 +40,8 @@ def random_texts(seed: int, count: int, mask: str, most: int = 2) -> list[str]:
     return texts
 
 
-def answer(service, **document):
-    [response] = frames.predict(service, [frames.post(json.dumps(document).encode())])
-    return response.status, json.loads(response.body)
-
-
 def predictions(service, **document):
-    status, answered = answer(service, **document)
+    status, answered = frames.answer(service, **document)
     assert status == 200, answered
     return answered["predictions"]
 
@@ -81,7 +75,7 @@ def test_padding_on_the_left_and_pieces_of_bytes(left, parameters):
 def test_equal_texts_with_different_parameters(tiny, services):
     texts = random_texts(4, 6, "[MASK]")
     asked = [{}, {"top_k": 1}, {"top_k": 7}, {"targets": ["not"]}, {"targets": ["good", "not"]}, {}]
-    rows = [frames.post(json.dumps({"texts": texts, **parameters}).encode()) for parameters in asked]
+    rows = [frames.ask({"texts": texts, **parameters}) for parameters in asked]
     for parameters, response in zip(asked, frames.predict(services[TASK], rows), strict=True):
         expected = reference.fillings(tiny[TASK] / "model", texts, **parameters)
         assert_scored(json.loads(response.body)["predictions"], expected)
@@ -107,10 +101,10 @@ def test_too_many_sequences(services, monkeypatch, texts, count):
     forward = type(task).forward
     monkeypatch.setattr(task, "forward", lambda rows: ran.extend(rows) or forward(task, rows))
     ran = []
-    status, answered = answer(services[TASK], texts=texts)
+    status, answered = frames.answer(services[TASK], texts=texts)
     assert status == 413 and f"ask for {count} sequences; the limit is 100" in answered["error"]["message"]
     assert bool(ran) is (len(texts) > 1), "one text that asks for too much is not run"
-    assert answer(services[TASK], texts=["[MASK] " * 20])[0] == 200
+    assert frames.answer(services[TASK], texts=["[MASK] " * 20])[0] == 200
 
 
 def test_the_configured_top_k_gives_way_to_the_request(tiny, tmp_path):
@@ -125,14 +119,14 @@ def test_the_configured_top_k_gives_way_to_the_request(tiny, tmp_path):
 def test_the_whole_vocabulary(services):
     task = services[TASK].handler.pipeline.task
     assert len(predictions(services[TASK], text="[MASK]", top_k=task.size)) == task.size
-    assert answer(services[TASK], text="[MASK]", top_k=task.size + 1)[0] == 422
+    assert frames.answer(services[TASK], text="[MASK]", top_k=task.size + 1)[0] == 422
 
 
 def test_a_target_beyond_the_models_vocabulary(services, monkeypatch):
     """An index out of range on a GPU would end the worker."""
     task = services[TASK].handler.pipeline.task
     monkeypatch.setitem(task.vocabulary, "added", task.size)
-    status, answered = answer(services[TASK], text="[MASK]", targets=["not", "added"])
+    status, answered = frames.answer(services[TASK], text="[MASK]", targets=["not", "added"])
     assert status == 422 and "targets[1]" in answered["error"]["message"]
 
 
@@ -148,14 +142,8 @@ def test_a_tokenizer_without_a_mask(tmp_path):
 def test_nan_is_never_sent(tiny, tmp_path):
     (tmp_path / "model").symlink_to(tiny[TASK] / "model")
     service = worker.start(tmp_path, task=TASK, warm_up=False)
-    encoder = service.handler.pipeline.task.encoder
-    poisoned = encoder.loaded.tokenizer("film", add_special_tokens=False)["input_ids"][0]
-    encoder.loaded.model.cls.predictions.decoder.weight = torch.nn.Parameter(
-        encoder.loaded.model.cls.predictions.decoder.weight.clone()
-    )
-    with torch.no_grad():
-        encoder.loaded.model.bert.embeddings.word_embeddings.weight[poisoned] = float("nan")
-    rows = [frames.post(json.dumps({"text": text}).encode()) for text in ("the film [MASK]", "the story [MASK]")]
+    worker.poison(service, "film")
+    rows = [frames.ask({"text": text}) for text in ("the film [MASK]", "the story [MASK]")]
     bad, good = frames.predict(service, rows)
     assert (bad.status, good.status) == (500, 200)
 

@@ -252,10 +252,6 @@ def test_what_a_batch_pushes_out_is_still_in_its_answer():
 # -- the worker
 
 
-def post(**document) -> frames.Request:
-    return frames.post(json.dumps(document).encode())
-
-
 def counted(service, monkeypatch) -> list[int]:
     task, rows = service.handler.pipeline.task, []
     forward = task.forward
@@ -268,7 +264,7 @@ def counted(service, monkeypatch) -> list[int]:
 def test_the_second_batch(tiny, monkeypatch, task, cache_bytes, forwards):
     service = worker.start(tiny[task], task=task, cache_bytes=cache_bytes)
     rows = counted(service, monkeypatch)
-    requests = [post(text="a"), post(text="a wonderful story")]
+    requests = [frames.ask(text="a"), frames.ask(text="a wonderful story")]
     first, second = frames.predict(service, requests), frames.predict(service, requests)
     assert sum(rows) == forwards
     assert [response.status for response in first] == [200, 200]
@@ -278,11 +274,13 @@ def test_the_second_batch(tiny, monkeypatch, task, cache_bytes, forwards):
 def test_equal_texts_share_whatever_else_is_asked(tiny, monkeypatch):
     service = worker.start(tiny["text-classification"], task="text-classification", cache_bytes=LARGE)
     rows = counted(service, monkeypatch)
-    [first], [second] = (frames.predict(service, [r]) for r in (post(text="a"), post(text="a", top_k=1)))
+    [first], [second] = (
+        frames.predict(service, [r]) for r in (frames.ask(text="a"), frames.ask(text="a", top_k=1))
+    )
     assert sum(rows) == 1
     assert "top_k" not in json.loads(first.body)
     assert json.loads(second.body)["confidence"] == json.loads(first.body)["confidence"]
-    frames.predict(service, [post(text="a", truncation=False)])
+    frames.predict(service, [frames.ask(text="a", truncation=False)])
     assert sum(rows) == 2
 
 
@@ -291,17 +289,17 @@ def test_nan_is_computed_again(tiny, monkeypatch):
     with torch.no_grad():
         service.handler.pipeline.task.encoder.loaded.model.classifier.bias[0] = float("nan")
     rows = counted(service, monkeypatch)
-    statuses = [frames.predict(service, [post(text="a")])[0].status for _ in range(2)]
+    statuses = [frames.predict(service, [frames.ask(text="a")])[0].status for _ in range(2)]
     assert statuses == [500, 500] and sum(rows) == 2
     assert service.handler.pipeline.memory.size == 0
 
 
 def test_the_hit_ratio_is_told_where_answers_are_remembered(tiny, services, caplog):
     service = worker.start(tiny["text-classification"], task="text-classification", cache_bytes=LARGE)
-    frames.predict(service, [post(text="a")])
+    frames.predict(service, [frames.ask(text="a")])
     with caplog.at_level("INFO", logger="ts.metrics.caching_metric"):
-        frames.predict(service, [post(texts=["a", "a", "b", "c", "d"])])
-        frames.predict(services["text-classification"], [post(text="a")])
+        frames.predict(service, [frames.ask(texts=["a", "a", "b", "c", "d"])])
+        frames.predict(services["text-classification"], [frames.ask(text="a")])
     lines = [record.message for record in caplog.records if "HandlerCache" in record.message]
     told = {name: float(value) for name, value in (line.split("|")[0].split(":") for line in lines)}
     size = service.handler.pipeline.memory.size

@@ -7,7 +7,6 @@ import random
 
 import numpy as np
 import pytest
-import torch
 
 from handler.errors import LoadError
 from handler.spans import choose
@@ -17,11 +16,6 @@ from tests.support.answers import assert_scored
 TASK = "question-answering"
 RECORDED = json.loads((reference.GOLDEN / "question-answering.json").read_text())["cases"]
 LONG = next(case["context"] for case in RECORDED if case["name"] == "windows")
-
-
-def answer(service, **document):
-    [response] = frames.predict(service, [frames.post(json.dumps(document).encode())])
-    return response.status, json.loads(response.body)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +45,7 @@ def document(case):
 def test_as_transformers_4(tiny, by_stride, case):
     expected = reference.golden_answers(tiny[TASK] / "model")[case["name"]]
     listed = {"answers": expected} if "top_k" in case else {}
-    status, answered = answer(by_stride[case.get("doc_stride")], **document(case))
+    status, answered = frames.answer(by_stride[case.get("doc_stride")], **document(case))
     assert status == 200
     assert_scored(answered, {**expected[0], **listed})
 
@@ -68,14 +62,14 @@ def test_what_shares_the_batch_does_not_matter(tiny, services, seed):
 
 def test_the_answer_is_what_its_offsets_say(services):
     for case in RECORDED:
-        _, answered = answer(services[TASK], **{**document(case), "top_k": 5})
+        _, answered = frames.answer(services[TASK], **{**document(case), "top_k": 5})
         for found in answered["answers"]:
             assert case["context"][found["start"] : found["end"]] == found["answer"]
 
 
 def test_every_span_of_a_short_context_and_no_more(services):
     """The pipeline filled up with spans that end before they start."""
-    _, answered = answer(services[TASK], question="who?", context="a b c", top_k=100)
+    _, answered = frames.answer(services[TASK], question="who?", context="a b c", top_k=100)
     found = {entry["answer"] for entry in answered["answers"]}
     assert found == {"a", "b", "c", "a b", "b c", "a b c"}
 
@@ -84,10 +78,10 @@ def test_only_the_context_answers_where_the_tokenizer_pads_on_the_left(left):
     """The pipeline took the question for a part of the context there."""
     questions = ["what was not good at all", "who told the story?", "what died?"]
     contexts = [LONG, "they sent another one", "a 🎬 week " * 30]
-    status, together = answer(left, questions=questions, contexts=contexts, top_k=20)
+    status, together = frames.answer(left, questions=questions, contexts=contexts, top_k=20)
     assert status == 200
     for question, context, prediction in zip(questions, contexts, together["predictions"], strict=True):
-        _, alone = answer(left, question=question, context=context, top_k=20)
+        _, alone = frames.answer(left, question=question, context=context, top_k=20)
         assert_scored(prediction, alone)
         for found in prediction["answers"]:
             assert context[found["start"] : found["end"]] == found["answer"] != ""
@@ -96,13 +90,8 @@ def test_only_the_context_answers_where_the_tokenizer_pads_on_the_left(left):
 def test_nan_is_never_sent(tiny, tmp_path):
     (tmp_path / "model").symlink_to(tiny[TASK] / "model")
     service = worker.start(tmp_path, task=TASK, warm_up=False)
-    encoder = service.handler.pipeline.task.encoder
-    poisoned = encoder.loaded.tokenizer("film", add_special_tokens=False)["input_ids"][0]
-    with torch.no_grad():
-        encoder.loaded.model.bert.embeddings.word_embeddings.weight[poisoned] = float("nan")
-    rows = [
-        frames.post(json.dumps({"question": "who?", "context": text}).encode()) for text in ("a film", "a story")
-    ]
+    worker.poison(service, "film")
+    rows = [frames.ask({"question": "who?", "context": text}) for text in ("a film", "a story")]
     bad, good = frames.predict(service, rows)
     assert (bad.status, good.status) == (500, 200)
     assert json.loads(bad.body)["error"]["type"] == "NonFiniteOutput"
@@ -111,8 +100,8 @@ def test_nan_is_never_sent(tiny, tmp_path):
 def test_the_configured_top_k_gives_way_to_the_request(tiny, tmp_path):
     (tmp_path / "model").symlink_to(tiny[TASK] / "model")
     service = worker.start(tmp_path, task=TASK, top_k=2)
-    assert len(answer(service, question="who?", context=LONG)[1]["answers"]) == 2
-    assert len(answer(service, question="who?", context=LONG, top_k=3)[1]["answers"]) == 3
+    assert len(frames.answer(service, question="who?", context=LONG)[1]["answers"]) == 2
+    assert len(frames.answer(service, question="who?", context=LONG, top_k=3)[1]["answers"]) == 3
 
 
 @pytest.mark.parametrize(("settings", "room"), [({"stride": 45}, 45), ({"max_tokens": 8}, 3)])
@@ -126,8 +115,8 @@ def test_the_longest_question_and_the_widest_stride(tiny, tmp_path):
     """One token of context less, and the tokenizer would end the worker."""
     (tmp_path / "model").symlink_to(tiny[TASK] / "model")
     service = worker.start(tmp_path, task=TASK, stride=44)
-    assert answer(service, question="film " * 16, context="story " * 100)[0] == 200
-    assert answer(service, question="film " * 17, context="story " * 100)[0] == 413
+    assert frames.answer(service, question="film " * 16, context="story " * 100)[0] == 200
+    assert frames.answer(service, question="film " * 17, context="story " * 100)[0] == 413
 
 
 def test_describe(services):

@@ -19,12 +19,8 @@ WORDS = [*" ".join(tiny_models.CORPUS).replace(",", " ,").split(), "zebra", "映
 IDENTITY = "torch.nn.modules.linear.Identity"
 
 
-def post(document) -> frames.Request:
-    return frames.post(json.dumps(document).encode())
-
-
 def ask(service, *documents) -> list[list[dict]]:
-    responses = frames.predict(service, [post(document) for document in documents])
+    responses = frames.predict(service, [frames.ask(document) for document in documents])
     assert [response.status for response in responses] == [200] * len(documents), responses[0].body
     return [json.loads(response.body)["results"] for response in responses]
 
@@ -108,11 +104,8 @@ def test_the_configured_top_k_gives_way_to_the_request(tmp_path):
 def test_nan_is_never_sent(tmp_path):
     tiny_models.ranker(tmp_path / "model")
     service = worker.start(tmp_path, task="text-ranking", warm_up=False)
-    loaded = service.handler.pipeline.task.encoder.loaded
-    poisoned = loaded.tokenizer("film", add_special_tokens=False)["input_ids"][0]
-    with torch.no_grad():
-        loaded.model.bert.embeddings.word_embeddings.weight[poisoned] = float("nan")
-    rows = [post({"query": query, "texts": ["a story", "good"]}) for query in ("a film", "a week")]
+    worker.poison(service, "film")
+    rows = [frames.ask({"query": query, "texts": ["a story", "good"]}) for query in ("a film", "a week")]
     bad, good = frames.predict(service, rows)
     assert (bad.status, good.status) == (500, 200)
     assert json.loads(bad.body)["error"]["type"] == "NonFiniteOutput"
@@ -120,16 +113,11 @@ def test_nan_is_never_sent(tmp_path):
 
 def test_a_failed_pair_names_its_text(services, monkeypatch):
     service = services["text-ranking"]
-    task = service.handler.pipeline.task
-    forward = type(task).forward
-
-    def no_room_for_long_ones(rows):
-        if max(map(len, rows)) > 20:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return forward(task, rows)
-
-    monkeypatch.setattr(task, "forward", no_room_for_long_ones)
-    [response] = frames.predict(service, [post({"query": "a week", "texts": ["a", "film " * 30]})])
+    forward = worker.short_of_memory(
+        service, lambda rows: max(map(len, rows)) <= 20, torch.OutOfMemoryError("CUDA out of memory")
+    )
+    monkeypatch.setattr(service.handler.pipeline.task, "forward", forward)
+    [response] = frames.predict(service, [frames.ask({"query": "a week", "texts": ["a", "film " * 30]})])
     assert response.status == 507 and "texts[1]" in response.body.decode()
 
 

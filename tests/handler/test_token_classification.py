@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import random
 
 import pytest
-import torch
 
 from handler.errors import LoadError
 from tests.support import frames, reference, tiny_models, worker
@@ -25,13 +23,8 @@ def random_texts(seed: int, count: int, most: int) -> list[str]:
     return [" ".join(chooser.choices(PARTS, k=chooser.randint(0, most))) for _ in range(count)]
 
 
-def answer(service, **document):
-    [response] = frames.predict(service, [frames.post(json.dumps(document).encode())])
-    return response.status, json.loads(response.body)
-
-
 def predictions(service, **document):
-    status, answered = answer(service, **document)
+    status, answered = frames.answer(service, **document)
     assert status == 200, answered
     return [prediction["entities"] for prediction in answered["predictions"]]
 
@@ -92,9 +85,9 @@ def test_windows_as_the_pipeline(tiny, tmp_path, strategy, stride):
 def test_windows_are_not_for_single_tokens(tiny, tmp_path):
     (tmp_path / "model").symlink_to(tiny[TASK] / "model")
     service = worker.start(tmp_path, task=TASK, stride=8)
-    status, answered = answer(service, text="a", aggregation_strategy="none")
+    status, answered = frames.answer(service, text="a", aggregation_strategy="none")
     assert status == 422 and "windows" in answered["error"]["message"]
-    assert answer(service, text="story " * 100, truncation=False)[0] == 413
+    assert frames.answer(service, text="story " * 100, truncation=False)[0] == 413
     with pytest.raises(LoadError, match="other than none"):
         worker.start(tmp_path, task=TASK, stride=8, aggregation_strategy="none")
 
@@ -103,7 +96,7 @@ def test_windows_are_not_for_single_tokens(tiny, tmp_path):
 def test_a_stride_that_leaves_no_room(tiny, tmp_path, stride, loads):
     (tmp_path / "model").symlink_to(tiny[TASK] / "model")
     if loads:
-        assert answer(worker.start(tmp_path, task=TASK, stride=stride), text="story " * 70)[0] == 200
+        assert frames.answer(worker.start(tmp_path, task=TASK, stride=stride), text="story " * 70)[0] == 200
     else:
         with pytest.raises(LoadError, match="room for 62 tokens"):
             worker.start(tmp_path, task=TASK, stride=stride)
@@ -112,11 +105,8 @@ def test_a_stride_that_leaves_no_room(tiny, tmp_path, stride, loads):
 def test_nan_is_never_sent(tiny, tmp_path):
     (tmp_path / "model").symlink_to(tiny[TASK] / "model")
     service = worker.start(tmp_path, task=TASK, warm_up=False)
-    encoder = service.handler.pipeline.task.encoder
-    poisoned = encoder.loaded.tokenizer("film", add_special_tokens=False)["input_ids"][0]
-    with torch.no_grad():
-        encoder.loaded.model.bert.embeddings.word_embeddings.weight[poisoned] = float("nan")
-    rows = [frames.post(json.dumps({"text": text}).encode()) for text in ("the film", "the story")]
+    worker.poison(service, "film")
+    rows = [frames.ask({"text": text}) for text in ("the film", "the story")]
     bad, good = frames.predict(service, rows)
     assert (bad.status, good.status) == (500, 200)
 

@@ -23,15 +23,6 @@ TEXTS = [
 ]
 
 
-def post(document) -> frames.Request:
-    return frames.post(json.dumps(document).encode())
-
-
-def answer(service, document):
-    [response] = frames.predict(service, [post(document)])
-    return response.status, json.loads(response.body)
-
-
 @pytest.fixture
 def home(tmp_path):
     tiny_models.classifier(tmp_path / "model")
@@ -43,7 +34,7 @@ def home(tmp_path):
 
 def test_many_texts_in_small_micro_batches(home):
     service = worker.start(home, task="text-classification", max_batch_tokens=20)
-    rows = [post({"texts": TEXTS[index:] + TEXTS}) for index in range(4)]
+    rows = [frames.ask({"texts": TEXTS[index:] + TEXTS}) for index in range(4)]
     expected = dict(zip(TEXTS, reference.probabilities(home / "model", TEXTS), strict=True))
     for index, response in enumerate(frames.predict(service, rows)):
         for text, prediction in zip(TEXTS[index:] + TEXTS, json.loads(response.body)["predictions"], strict=True):
@@ -57,7 +48,8 @@ def test_equal_texts_are_computed_once(services, monkeypatch):
     forward = encoder.forward
     monkeypatch.setattr(encoder, "forward", lambda rows: rows_seen.append(len(rows)) or forward(rows))
     frames.predict(
-        service, [post({"texts": ["a", "b", "a"]}), post({"text": "b"}), post({"text": "a", "top_k": 1})]
+        service,
+        [frames.ask({"texts": ["a", "b", "a"]}), frames.ask({"text": "b"}), frames.ask({"text": "a", "top_k": 1})],
     )
     assert sum(rows_seen) == 2
 
@@ -66,7 +58,7 @@ def test_multi_label(tmp_path):
     tiny_models.classifier(tmp_path / "model", labels=4, problem_type="multi_label_classification")
     service = worker.start(tmp_path, task="text-classification", threshold=0.4)
     [expected] = reference.probabilities(tmp_path / "model", TEXTS[:1], multi_label=True)
-    _, prediction = answer(service, {"text": TEXTS[0]})
+    _, prediction = frames.answer(service, {"text": TEXTS[0]})
     np.testing.assert_allclose(prediction["probabilities"], expected, atol=1e-4)
     assert prediction["labels"] == [f"LABEL_{index}" for index in np.flatnonzero(expected >= 0.4)]
     assert 0 < len(prediction["labels"]) < 4, "the threshold should split this model's labels"
@@ -74,14 +66,14 @@ def test_multi_label(tmp_path):
 
 def test_the_configured_top_k_gives_way_to_the_request(home):
     service = worker.start(home, task="text-classification", top_k=1)
-    assert len(answer(service, {"text": "a"})[1]["top_k"]) == 1
-    assert len(answer(service, {"text": "a", "top_k": 2})[1]["top_k"]) == 2
+    assert len(frames.answer(service, {"text": "a"})[1]["top_k"]) == 1
+    assert len(frames.answer(service, {"text": "a", "top_k": 2})[1]["top_k"]) == 2
 
 
 def test_bfloat16(home):
     service = worker.start(home, task="text-classification", dtype="bfloat16")
     [expected] = reference.probabilities(home / "model", TEXTS[:1])
-    _, prediction = answer(service, {"text": TEXTS[0]})
+    _, prediction = frames.answer(service, {"text": TEXTS[0]})
     assert service.handler.pipeline.task.encoder.loaded.model.dtype is torch.bfloat16
     np.testing.assert_allclose(prediction["probabilities"], expected, atol=0.05)
 
@@ -91,56 +83,42 @@ def test_bfloat16(home):
 
 def test_nan_is_never_sent(home):
     service = worker.start(home, task="text-classification", warm_up=False)
-    task = service.handler.pipeline.task
-    poisoned = task.encoder.loaded.tokenizer("film", add_special_tokens=False)["input_ids"][0]
-    with torch.no_grad():
-        task.encoder.loaded.model.bert.embeddings.word_embeddings.weight[poisoned] = float("nan")
-    bad, good = frames.predict(service, [post({"text": "the film"}), post({"text": "the story"})])
+    worker.poison(service, "film")
+    bad, good = frames.predict(service, [frames.ask({"text": "the film"}), frames.ask({"text": "the story"})])
     assert bad.status == 500 and json.loads(bad.body)["error"]["type"] == "NonFiniteOutput"
     assert good.status == 200
 
 
 def test_a_thousand_wrong_fields_are_not_all_looked_at(services):
     document = {"text": "a", **{f"wrong_{index}": index for index in range(1000)}}
-    status, answered = answer(services["text-classification"], document)
+    status, answered = frames.answer(services["text-classification"], document)
     assert status == 422
     assert answered["error"]["message"].count("unknown key") == 5
 
 
 def test_an_answer_over_the_limit(home):
     service = worker.start(home, task="text-classification", max_response_bytes=1000)
-    small, large = frames.predict(service, [post({"text": "a"}), post({"texts": ["a"] * 50})])
+    small, large = frames.predict(service, [frames.ask({"text": "a"}), frames.ask({"texts": ["a"] * 50})])
     assert small.status == 200
     assert large.status == 413 and "the limit is 1000" in large.body.decode()
 
 
 def test_out_of_memory_is_split_and_tried_again(services, monkeypatch):
     service = services["text-classification"]
-    task = service.handler.pipeline.task
-    forward = type(task).forward
-
-    def short_of_memory(rows):
-        if len(rows) > 1:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return forward(task, rows)
-
-    monkeypatch.setattr(task, "forward", short_of_memory)
-    status, document = answer(service, {"texts": TEXTS})
+    forward = worker.short_of_memory(
+        service, lambda rows: len(rows) == 1, torch.OutOfMemoryError("CUDA out of memory")
+    )
+    monkeypatch.setattr(service.handler.pipeline.task, "forward", forward)
+    status, document = frames.answer(service, {"texts": TEXTS})
     assert status == 200 and len(document["predictions"]) == 4
 
 
 def test_what_does_not_fit_alone_is_refused_alone(services, monkeypatch):
     service = services["text-classification"]
-    task = service.handler.pipeline.task
-    forward = type(task).forward
-
-    def no_room_for_long_ones(rows):
-        if max(map(len, rows)) > 10:
-            raise RuntimeError("[enforce fail at alloc_cpu.cpp:118] . DefaultCPUAllocator: can't allocate memory")
-        return forward(task, rows)
-
-    monkeypatch.setattr(task, "forward", no_room_for_long_ones)
-    long, short = frames.predict(service, [post({"texts": TEXTS}), post({"text": "good"})])
+    told = "[enforce fail at alloc_cpu.cpp:118] . DefaultCPUAllocator: can't allocate memory"
+    forward = worker.short_of_memory(service, lambda rows: max(map(len, rows)) <= 10, RuntimeError(told))
+    monkeypatch.setattr(service.handler.pipeline.task, "forward", forward)
+    long, short = frames.predict(service, [frames.ask({"texts": TEXTS}), frames.ask({"text": "good"})])
     assert long.status == 507 and "texts[1]" in long.body.decode()
     assert short.status == 200
 
@@ -150,7 +128,7 @@ def test_the_deadline(home):
     task = service.handler.pipeline.task
     encode = task.encode
     task.encode = lambda items: signal.sigtimedwait([], 0.01) or encode(items)
-    status, document = answer(service, {"text": "a"})
+    status, document = frames.answer(service, {"text": "a"})
     assert status == 504 and document["error"]["type"] == "DeadlineExceeded"
 
 
@@ -159,7 +137,7 @@ def test_the_deadline_holds_for_decoding(home):
     task = service.handler.pipeline.task
     decode = task.decode
     task.decode = lambda request, outputs: signal.sigtimedwait([], 0.6) or decode(request, outputs)
-    first, second = frames.predict(service, [post({"text": "a"}), post({"text": "b"})])
+    first, second = frames.predict(service, [frames.ask({"text": "a"}), frames.ask({"text": "b"})])
     assert (first.status, second.status) == (200, 504)
 
 
@@ -174,7 +152,7 @@ def test_a_text_that_the_tokenizer_fails_on_costs_only_itself(services, monkeypa
         return encode(task, items)
 
     monkeypatch.setattr(task, "encode", poisoned)
-    bad, good = frames.predict(service, [post({"text": "poison"}), post({"text": "good"})])
+    bad, good = frames.predict(service, [frames.ask({"text": "poison"}), frames.ask({"text": "good"})])
     assert (bad.status, good.status) == (500, 200)
     assert "poison" not in bad.body.decode()
 
@@ -182,13 +160,13 @@ def test_a_text_that_the_tokenizer_fails_on_costs_only_itself(services, monkeypa
 def test_a_defect_in_a_step_answers_every_request(services, monkeypatch):
     service = services["text-classification"]
     monkeypatch.setattr(service.handler.pipeline.task, "encode", lambda items: 1 / 0)
-    responses = frames.predict(service, [post({"text": "a"}), post({"text": "b"})])
+    responses = frames.predict(service, [frames.ask({"text": "a"}), frames.ask({"text": "b"})])
     assert [response.status for response in responses] == [500, 500]
     assert "zero" not in responses[0].body.decode()
 
 
 def test_explanations_are_refused_row_by_row(services):
-    rows = [frames.post(b'{"text": "a"}', explain="True"), post({"text": "a"})]
+    rows = [frames.post(b'{"text": "a"}', explain="True"), frames.ask({"text": "a"})]
     explained, predicted = frames.predict(services["text-classification"], rows)
     assert explained.status == 404 and "/predictions" in explained.body.decode()
     assert predicted.status == 200
@@ -208,7 +186,7 @@ def test_the_loss_of_the_device_ends_the_worker(services, monkeypatch, error):
 
     monkeypatch.setattr(service.handler.pipeline.task, "forward", lost)
     with pytest.raises(DeviceLost, match="the device is gone: CUDA error"):
-        frames.predict(service, [post({"text": "a"})])
+        frames.predict(service, [frames.ask({"text": "a"})])
 
 
 def test_failures_keep_what_they_do_not_know():
@@ -220,9 +198,9 @@ def test_failures_keep_what_they_do_not_know():
 
 def test_a_worker_that_was_told_refuses(home):
     service = worker.start(home, task="text-classification")
-    assert answer(service, {"text": "a"})[0] == 200
+    assert frames.answer(service, {"text": "a"})[0] == 200
     os.kill(os.getpid(), signal.SIGUSR1)
-    status, document = answer(service, {"text": "a"})
+    status, document = frames.answer(service, {"text": "a"})
     assert status == 503 and document["error"]["type"] == "ShuttingDown"
 
 
@@ -246,7 +224,7 @@ def test_more_tokens_than_the_model_reads(home):
 
 def test_fewer_tokens_than_the_model_reads(home):
     service = worker.start(home, task="text-classification", max_tokens=8)
-    status, document = answer(service, {"text": "film " * 20, "truncation": False})
+    status, document = frames.answer(service, {"text": "film " * 20, "truncation": False})
     assert status == 413 and "the limit is 8" in document["error"]["message"]
 
 
@@ -290,7 +268,7 @@ def test_describe(services):
 @pytest.mark.parametrize("others", [0, 2])
 def test_a_clients_describe_header_is_nothing_special(services, others):
     """BaseHandler would describe the model to the first row, and TorchServe then fail the whole batch."""
-    rows = [frames.post(b'{"text": "a"}', describe="True"), *[post({"text": "a"})] * others]
+    rows = [frames.post(b'{"text": "a"}', describe="True"), *[frames.ask({"text": "a"})] * others]
     responses = frames.predict(services["text-classification"], rows)
     assert [response.status for response in responses] == [200] * (1 + others)
     assert all("prediction" in json.loads(response.body) for response in responses)
@@ -301,14 +279,16 @@ def test_a_text_without_tokens(services, monkeypatch):
     tokenizer = encoder.loaded.tokenizer
     bare = lambda *texts, **settings: tokenizer(*texts, add_special_tokens=False, **settings)  # noqa: E731
     monkeypatch.setattr(encoder, "loaded", dataclasses.replace(encoder.loaded, tokenizer=bare))
-    empty, good = frames.predict(services["feature-extraction"], [post({"text": ""}), post({"text": "a"})])
+    empty, good = frames.predict(
+        services["feature-extraction"], [frames.ask({"text": ""}), frames.ask({"text": "a"})]
+    )
     assert (empty.status, good.status) == (422, 200)
     assert "no tokens" in empty.body.decode()
 
 
 def test_metrics_are_lines_that_the_frontend_reads(services, caplog):
     with caplog.at_level("INFO", logger="ts.metrics.caching_metric"):
-        frames.predict(services["text-classification"], [post({"texts": TEXTS}), post({"text": "a"})])
+        frames.predict(services["text-classification"], [frames.ask({"texts": TEXTS}), frames.ask({"text": "a"})])
     lines = [record.message.removeprefix("[METRICS]") for record in caplog.records]
     assert any(
         line.startswith("HandlerRequests.Count:2|#ModelName:tiny,Level:Model|#type:COUNTER") for line in lines
@@ -324,7 +304,7 @@ def test_nothing_that_a_user_sent_is_logged(services, caplog):
     with caplog.at_level("INFO"):
         frames.predict(
             services["text-classification"],
-            [post({"text": "a secret"}), frames.post(b'{"text": "a secret'), post({"secret": 1})],
+            [frames.ask({"text": "a secret"}), frames.post(b'{"text": "a secret'), frames.ask({"secret": 1})],
         )
     assert "secret" not in caplog.text
 

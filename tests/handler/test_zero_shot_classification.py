@@ -7,7 +7,6 @@ import random
 
 import numpy as np
 import pytest
-import torch
 
 from handler.errors import LoadError
 from tests.support import frames, reference, tiny_models, worker
@@ -16,12 +15,8 @@ WORDS = [*" ".join(tiny_models.CORPUS).replace(",", " ,").split(), "zebra", "映
 LABELS = ["film", "battery", "wonderful story", "not good", "a week", "zebra"]
 
 
-def post(document) -> frames.Request:
-    return frames.post(json.dumps(document).encode())
-
-
 def ask(service, *documents) -> list[list[dict]]:
-    responses = frames.predict(service, [post(document) for document in documents])
+    responses = frames.predict(service, [frames.ask(document) for document in documents])
     assert [response.status for response in responses] == [200] * len(documents), responses[0].body
     answers = [json.loads(response.body) for response in responses]
     return [answer.get("predictions", [answer]) for answer in answers]
@@ -122,11 +117,8 @@ def test_large_logits_stay_finite(services, monkeypatch):
 def test_nan_is_never_sent(tmp_path):
     tiny_models.entailment(tmp_path / "model")
     service = worker.start(tmp_path, task="zero-shot-classification", warm_up=False)
-    loaded = service.handler.pipeline.task.encoder.loaded
-    poisoned = loaded.tokenizer("film", add_special_tokens=False)["input_ids"][0]
-    with torch.no_grad():
-        loaded.model.bert.embeddings.word_embeddings.weight[poisoned] = float("nan")
-    rows = [post({"text": "a story", "candidate_labels": ["good", label]}) for label in ("film", "battery")]
+    worker.poison(service, "film")
+    rows = [frames.ask({"text": "a story", "candidate_labels": ["good", label]}) for label in ("film", "battery")]
     bad, good = frames.predict(service, rows)
     assert (bad.status, good.status) == (500, 200)
     assert json.loads(bad.body)["error"]["type"] == "NonFiniteOutput"
@@ -135,14 +127,14 @@ def test_nan_is_never_sent(tmp_path):
 def test_a_label_without_room_costs_only_its_request(services):
     """The tokenizer refuses the whole batch for it."""
     labels = ("film", "film " * 80, "good")
-    rows = [post({"texts": ["a", "b"], "candidate_labels": [label, "week"]}) for label in labels]
+    rows = [frames.ask({"texts": ["a", "b"], "candidate_labels": [label, "week"]}) for label in labels]
     responses = frames.predict(services["zero-shot-classification"], rows)
     assert [response.status for response in responses] == [200, 413, 200]
 
 
 def test_too_long_a_template(services):
     document = {"text": "a", "candidate_labels": ["film"], "hypothesis_template": "{}" + "a" * 20_000}
-    [response] = frames.predict(services["zero-shot-classification"], [post(document)])
+    [response] = frames.predict(services["zero-shot-classification"], [frames.ask(document)])
     assert response.status == 413
     assert "hypothesis_template: 20002 bytes; the limit is 20000" in response.body.decode()
 

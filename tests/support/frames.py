@@ -6,6 +6,7 @@ real bytes and without Java.
 
 from __future__ import annotations
 
+import json
 import socket
 import struct
 import threading
@@ -41,11 +42,22 @@ def post(body: bytes, content_type: str = "application/json", **headers: str) ->
     return Request([("body", content_type.partition(";")[0].strip(), body)], sent)
 
 
+def ask(document: Any = None, /, **keys: Any) -> Request:
+    """A request with a JSON document, given whole or by its keys."""
+    return post(json.dumps(keys if document is None else document).encode())
+
+
 def form(fields: Mapping[str, bytes], content_type: str = "application/x-www-form-urlencoded") -> Request:
     return Request(
         [(name, "", value) for name, value in fields.items()],
         {"content-type": content_type, "url_path": "", "explain": "False"},
     )
+
+
+def answer(service: Any, document: Any = None, /, **keys: Any) -> tuple[int, Any]:
+    """Status and document of the answer to one document."""
+    [response] = predict(service, [ask(document, **keys)])
+    return response.status, json.loads(response.body)
 
 
 def predict(service: Any, requests: Sequence[Request]) -> list[Response]:

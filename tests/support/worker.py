@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
 from ts.service import Service
@@ -26,3 +28,27 @@ def start(directory: Path, gpu_id: int | None = None, **handler: Any) -> Service
     service.handler = loaded  # for tests that look inside
     loaded.initialize(service.context)
     return service
+
+
+def poison(service: Service, word: str) -> None:
+    """Makes every row with this word in it NaN, and no other row."""
+    loaded = service.handler.pipeline.task.encoder.loaded
+    embeddings = loaded.model.get_input_embeddings()
+    [token] = loaded.tokenizer(word, add_special_tokens=False)["input_ids"]
+    weight = embeddings.weight.detach().clone()  # an output layer may share it
+    weight[token] = float("nan")
+    embeddings.weight = torch.nn.Parameter(weight)
+
+
+def short_of_memory(
+    service: Service, fits: Callable[[Sequence[Any]], bool], error: Exception
+) -> Callable[[Sequence[Any]], Sequence[Any]]:
+    """The task's forward, which raises the error for rows that do not fit."""
+    forward = service.handler.pipeline.task.forward
+
+    def limited(rows: Sequence[Any]) -> Sequence[Any]:
+        if not fits(rows):
+            raise error
+        return forward(rows)
+
+    return limited
