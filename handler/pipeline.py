@@ -190,6 +190,7 @@ def load(context: Any) -> BatchPipeline:
     directory = Path(context.system_properties["model_dir"]) / "model"
     try:
         config = read_config(context.model_yaml_config)
+        devices.bound_kernels()
         device = devices.choose(context.system_properties.get("gpu_id"), config.server.deviceType)
         threads = devices.share_cores(config.server.maxWorkers, config.handler.threads)
         task = tasks.build(config.handler, directory, device)
