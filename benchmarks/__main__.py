@@ -96,8 +96,10 @@ def measure(verb: str, flags: argparse.Namespace) -> None:
         "options": {"rounds": plan.rounds},
         "encoder": vars(plan),
         "overhead": {"rounds": plan.rounds, "seconds": plan.seconds},
+        "memory": {"requests": flags.requests},
+        "archive": {"rounds": plan.rounds, "megabytes": flags.megabytes},
     }
-    settings = matters.get(verb, {})
+    settings = matters[verb]
     results = Results(verb, machine.today(), machine.describe(), settings)
     folder = flags.results or ROOM / "results"
     started = time.monotonic()
