@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
+import logging
 import os
 import signal
 
@@ -284,6 +286,26 @@ def test_a_text_without_tokens(services, monkeypatch):
     )
     assert (empty.status, good.status) == (422, 200)
     assert "no tokens" in empty.body.decode()
+
+
+def test_a_batchs_metrics_leave_in_one_write(services, caplog):
+    class Output(io.StringIO):
+        def flush(self):
+            writes.append(self.getvalue())
+            self.truncate(self.seek(0))
+
+    writes: list[str] = []
+    handler = logging.StreamHandler(Output())
+    logging.getLogger().addHandler(handler)
+    try:
+        with caplog.at_level(logging.INFO):
+            frames.answer(services["text-classification"], text="a")
+            logging.getLogger().info("afterwards")
+    finally:
+        logging.getLogger().removeHandler(handler)
+    [metrics] = [written for written in writes if "Handler" in written]
+    assert len(metrics.splitlines()) >= 10
+    assert writes[-1] == "afterwards\n"
 
 
 def test_metrics_are_lines_that_the_frontend_reads(services, caplog):
