@@ -22,6 +22,7 @@ from archiver.manifest import read_sums
 from archiver.recipe import Flags, read
 from archiver.weights import safetensors_problem
 from tests.archiver.conftest import write_model
+from tests.support.archives import SAFELY
 
 FORMATS = list(pack.SUFFIXES)
 
@@ -67,7 +68,7 @@ def unpack(path, to):
             archive.extractall(to)
         return to
     with tarfile.open(path) as tar:
-        tar.extractall(to, filter="data")
+        tar.extractall(to, **SAFELY)
     (inner,) = to.iterdir()
     return inner
 

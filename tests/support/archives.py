@@ -5,7 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
+from typing import Any
+
+# Debian 12's Python, 3.11.2, has no filters yet.
+SAFELY: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
