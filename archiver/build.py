@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from archiver import layout, pack, snapshot
+from archiver import fitting, layout, pack, snapshot
 from archiver.errors import Refused
 from archiver.layout import HANDLER_ROOM, Member
 from archiver.manifest import clock
@@ -71,6 +71,8 @@ def build(
         raise Refused(f"{target}: is a directory; an archive cannot replace it")
     when = clock()
     chosen = snapshot.choose(recipe.model)
+    if unfit := fitting.problems(recipe.config.handler, chosen):
+        raise Refused(*unfit)
     members = layout.members(recipe, chosen, handler_room, when)
     for warning in recipe.warnings:
         say(f"warning: {warning}")

@@ -15,7 +15,7 @@ import yaml
 from archiver.errors import Refused
 from archiver.hub import fetch
 from archiver.names import name_problem, version_problem
-from handler.config import ConfigError, ModelConfig, read_config
+from handler.config import ConfigError, ModelConfig, is_own, read_config
 from handler.rules import Problem, Rule, check, key, optional
 
 TEXT = Rule("a text", lambda value: isinstance(value, str) and bool(value))
@@ -85,7 +85,20 @@ def read(flags: Flags) -> Recipe:
     extensions = {"source": source} if source else {}
     if file and file.description:
         extensions["description"] = file.description
-    return Recipe(name, version, folder, config, extensions, flags.extra_files, tuple(warnings))
+    extra_files = (*flags.extra_files, *_own_module(flags, config))
+    return Recipe(name, version, folder, config, extensions, extra_files, tuple(warnings))
+
+
+def _own_module(flags: Flags, config: ModelConfig) -> tuple[str, ...]:
+    """The file of a recipe's own task; where no recipe is, --extra-files has to bring it. Raises Refused."""
+    if not is_own(config.handler.task):
+        return ()
+    name = config.handler.task.partition(":")[0] + ".py"
+    if flags.recipe and (flags.recipe / name).is_file():
+        return (str(flags.recipe / name),)
+    if any(Path(part.strip()).name == name for given in flags.extra_files for part in given.split(",")):
+        return ()
+    raise Refused(f"handler.task: {config.handler.task}: there is no {name} in the recipe or among --extra-files")
 
 
 def _find_model(flags: Flags, file: RecipeFile | None) -> tuple[Path, str | None, list[str]]:

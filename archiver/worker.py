@@ -51,8 +51,8 @@ def load(root: Path) -> tuple[list[str], list[str]]:
     else:
         loader._get_class_entry_point(module)
     notes = _import_all(problems)
-    _check_config(root / manifest["configFile"], problems)
-    _check_places(root, problems)
+    own = _check_config(root / manifest["configFile"], problems)
+    _check_places(root, own, problems)
     return problems, notes
 
 
@@ -74,20 +74,32 @@ def _import_all(problems: list[str]) -> list[str]:
     return notes
 
 
-def _check_config(path: Path, problems: list[str]) -> None:
+def _check_config(path: Path, problems: list[str]) -> str | None:
+    """Judges the configuration; the module of the recipe's own task, if that is what it names."""
     import yaml  # noqa: PLC0415
 
-    from handler.config import read_config  # noqa: PLC0415
+    from handler.config import is_own, read_config  # noqa: PLC0415
 
     try:
-        read_config(yaml.safe_load(path.read_bytes()))
+        task = read_config(yaml.safe_load(path.read_bytes())).handler.task
     except ValueError as error:
         problems.append(f"{path.name}: {error}")
+        return None
+    if not is_own(task):
+        return None
+    module, _, name = task.partition(":")
+    try:
+        kind = getattr(importlib.import_module(module), name)
+        if not callable(getattr(kind, "run", None)):
+            problems.append(f"{task}: has no method run(texts)")
+    except Exception as error:
+        problems.append(f"{task}: {type(error).__name__}: {error}")
+    return module
 
 
-def _check_places(root: Path, problems: list[str]) -> None:
+def _check_places(root: Path, own: str | None, problems: list[str]) -> None:
     """The handler came from the archive, and nothing else did: its path precedes every library's."""
-    ours = {"handler", "transformer_handler"}
+    ours = {"handler", "transformer_handler", own}
     for name, module in sorted(sys.modules.items()):
         place = getattr(module, "__file__", None)
         inside = place is not None and Path(place).is_relative_to(root)

@@ -5,10 +5,12 @@ from client.inference import InferenceClient
 from client.management import ManagementClient
 from client.metrics import MetricsClient, Sample
 from client.models import Model, Worker
+from client.prompts import EncodedPrompts
 
 __all__ = [
     "BadReply",
     "ClientError",
+    "EncodedPrompts",
     "InferenceClient",
     "ManagementClient",
     "MetricsClient",

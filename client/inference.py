@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from client.errors import Refused
+from client.prompts import SAFETENSORS, EncodedPrompts, read
 from client.transport import Transport, segment
 
 
@@ -50,10 +51,37 @@ class InferenceClient(Transport):
             Refused: the model or the server said no.
             BadReply: the answer is no JSON.
         """
-        path = f"/predictions/{segment('name', name)}"
-        if version is not None:
-            path += f"/{segment('version', version)}"
+        path = prediction_path(name, version)
         return self.call("POST", path, document=merge(fields(document), parameters), retries=retries).json()
+
+    def encode_prompt(
+        self,
+        name: str,
+        prompt: str | Sequence[str],
+        /,
+        version: str | None = None,
+        *,
+        retries: int = 0,
+        **parameters: Any,
+    ) -> EncodedPrompts:
+        """Encode prompts for a diffusion model.
+
+        Args:
+            name: the model's name.
+            prompt: one prompt, or several.
+            version: the model's version; None is its default version.
+            retries: as for predict.
+            parameters: further fields of the request: max_sequence_length, compact, truncation.
+
+        Raises:
+            NotReachable, Refused: as for predict.
+            BadReply: the answer holds no encoded prompts.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        document = merge({"prompt": prompt} if isinstance(prompt, str) else {"prompts": prompts}, parameters)
+        path = prediction_path(name, version)
+        reply = self.call("POST", path, document=document, accept=SAFETENSORS, retries=retries)
+        return read(reply, len(prompts))
 
     def ping(self) -> bool:
         """Whether the server calls itself healthy.
@@ -67,6 +95,12 @@ class InferenceClient(Transport):
             if error.status >= 500:
                 return False
             raise
+
+
+def prediction_path(name: str, version: str | None) -> str:
+    """Where a model predicts."""
+    path = f"/predictions/{segment('name', name)}"
+    return path if version is None else f"{path}/{segment('version', version)}"
 
 
 def fields(document: str | Sequence[str] | Mapping[str, Any]) -> Mapping[str, Any]:

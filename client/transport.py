@@ -71,6 +71,7 @@ class Transport:
         *,
         params: Mapping[str, object] | None = None,
         document: object = None,
+        accept: str | None = None,
         retries: int = 0,
         timeout: float | None = None,
     ) -> Reply:
@@ -81,6 +82,7 @@ class Transport:
             path: the quoted path, beginning with a slash.
             params: the query; what is None is left out.
             document: the body, sent as JSON; None sends none.
+            accept: the media type that is wanted; None takes any.
             retries: how often the call may be sent again after the connection broke without an answer.
             timeout: seconds, in place of the client's own.
 
@@ -93,7 +95,9 @@ class Transport:
         pause = FIRST_PAUSE
         while True:
             try:
-                reply = self._send(method, path, params, document, timeout or self.timeout)
+                reply = self._send(
+                    method, path, params, document=document, accept=accept, timeout=timeout or self.timeout
+                )
                 break
             except NotReachable as error:
                 if error.timed_out or left[error.sent] < 1:
@@ -108,13 +112,20 @@ class Transport:
         return reply
 
     def _send(
-        self, method: str, path: str, params: Mapping[str, object] | None, document: object, timeout: float
+        self,
+        method: str,
+        path: str,
+        params: Mapping[str, object] | None,
+        *,
+        document: object,
+        accept: str | None,
+        timeout: float,
     ) -> Reply:
         query: Any = {name: value for name, value in (params or {}).items() if value is not None}
-        body, headers = None, {}
+        body, headers = None, {"Accept": accept} if accept else {}
         if document is not None:
             body = json.dumps(document, ensure_ascii=False, allow_nan=False).encode()
-            headers = {"Content-Type": "application/json"}
+            headers["Content-Type"] = "application/json"
         url = self.url + path
         try:
             with self._session.request(

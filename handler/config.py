@@ -7,11 +7,12 @@ TorchServe itself only warns about a value of the wrong type and goes on with it
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from handler.rules import BOOLEAN, TEXT, Problem, Rule, check, integer, key, number, one_of, optional
+from handler.rules import BOOLEAN, TEXT, Problem, Rule, check, integer, key, number, one_of, optional, strings
 
 # Task name -> the module that does it. Adding a task is one module, one line here, one scenario file.
 TASKS = {
@@ -22,7 +23,11 @@ TASKS = {
     "token-classification": "handler.tasks.token_classification",
     "question-answering": "handler.tasks.question_answering",
     "fill-mask": "handler.tasks.fill_mask",
+    "prompt-encoding": "handler.tasks.prompt_encoding",
 }
+
+OWN = "MODULE:CLASS"  # a task of the recipe's own, whose module lies beside it
+OWN_NAME = re.compile(r"[A-Za-z_]\w*:[A-Za-z_]\w*", re.ASCII)
 
 MAX_INT = 2**31 - 1  # TorchServe reads Java ints
 DEADLINE_SHARE = 0.8  # of responseTimeout, after which TorchServe kills the worker (WorkerThread.java:203)
@@ -34,6 +39,7 @@ ZERO_SHOT = ("zero-shot-classification",)
 TAGGERS = ("token-classification",)
 READERS = ("question-answering",)
 MASKED = ("fill-mask",)
+PROMPTS = ("prompt-encoding",)
 
 AGGREGATION_STRATEGIES = ("none", "simple", "first", "average", "max")  # as transformers' pipeline calls them
 
@@ -49,6 +55,18 @@ class ConfigError(ValueError):
 def refused(why: str) -> Rule:
     """A switch that may only be off."""
     return Rule(f"false or no such key: {why}", lambda value: value is False)
+
+
+def is_own(task: object) -> bool:
+    """Whether a task is a class of the recipe's own."""
+    return isinstance(task, str) and OWN_NAME.fullmatch(task) is not None
+
+
+def _is_options(value: object) -> bool:
+    plain = (bool, int, float, str)
+    return isinstance(value, Mapping) and all(
+        isinstance(name, str) and isinstance(option, plain) for name, option in value.items()
+    )
 
 
 @dataclass(frozen=True)
@@ -93,7 +111,13 @@ class ServerConfig:
 class HandlerConfig:
     """The `handler:` section."""
 
-    task: str = key(one_of(*TASKS), "what the model does")
+    task: str = key(
+        Rule(
+            f"one of {', '.join(TASKS)}, or {OWN} of a module in the recipe",
+            lambda v: isinstance(v, str) and (v in TASKS or OWN_NAME.fullmatch(v) is not None),
+        ),
+        "what the model does",
+    )
     dtype: str = key(
         one_of("float32", "bfloat16", "float16"), "the number format that the model runs in", "float32"
     )
@@ -178,6 +202,48 @@ class HandlerConfig:
         None,
         TAGGERS + READERS,
     )
+    layers: list[int] | None = key(
+        Rule(
+            "a list of different layers, counted from 0, the embeddings",
+            lambda v: (
+                isinstance(v, list)
+                and bool(v)
+                and len(set(map(str, v))) == len(v)
+                and all(type(i) is int and 0 <= i <= 1000 for i in v)
+            ),
+        ),
+        "whose hidden states are wanted, side by side in this order; needed",
+        None,
+        PROMPTS,
+    )
+    max_length: int = key(integer(1), "tokens of an answer, to which prompts are padded or cut", 512, PROMPTS)
+    system_message: str | None = key(
+        optional(TEXT), "what the chat template puts before every prompt; null: nothing", None, PROMPTS
+    )
+    template_options: dict[str, Any] | None = key(
+        optional(Rule("a mapping of names to true, false, numbers or strings", _is_options)),
+        "what else the chat template is given",
+        None,
+        PROMPTS,
+    )
+    remove: list[str] | None = key(
+        optional(strings(1)), "what is taken out of prompts before they are tokenized", None, PROMPTS
+    )
+    padding: str = key(
+        one_of("fill", "compute"),
+        "padding: filled in where that was seen to be exact, else computed; or always computed",
+        "fill",
+        PROMPTS,
+    )
+    options: dict[str, Any] | None = key(
+        optional(Rule("a mapping of names to true, false, numbers or strings", _is_options)),
+        "what the class of the recipe's own task is given",
+        None,
+        (OWN,),
+    )
+    truncation: bool = key(
+        BOOLEAN, "cut a prompt that is longer than the answer; false: refuse it with 413", True, PROMPTS
+    )
 
 
 @dataclass(frozen=True)
@@ -213,7 +279,8 @@ def read_config(document: object) -> ModelConfig:
     if not isinstance(section, Mapping):
         raise ConfigError([*problems, Problem("handler", "expected a section with at least a task")])
     task = section.get("task")
-    problems += check(section, HandlerConfig, "handler.", quote=True, task=task if task in list(TASKS) else None)
+    kind = task if task in list(TASKS) else OWN if is_own(task) else None
+    problems += check(section, HandlerConfig, "handler.", quote=True, task=kind)
     if problems:
         raise ConfigError(problems)
     config = ModelConfig(ServerConfig(**top), HandlerConfig(**section))
@@ -247,6 +314,16 @@ def _contradictions(config: ModelConfig) -> list[Problem]:
             for name, (value, allowed) in clashes.items()
             if value != allowed
         ]
+    if handler.task in PROMPTS:
+        if handler.layers is None:
+            problems.append(
+                Problem("handler.layers", f"is missing; {handler.task} needs a list such as [10, 20, 30]")
+            )
+        for name in ("quantize", "max_tokens"):
+            if (value := getattr(handler, name)) is not None:
+                problems.append(Problem(f"handler.{name}", f"is not for {handler.task}", str(value)))
+        if handler.compile:
+            problems.append(Problem("handler.compile", f"expected false for {handler.task}", "True"))
     if handler.compile and not handler.warm_up:
         problems.append(Problem("handler.warm_up", "expected true, because handler.compile is true", "False"))
     if handler.stride is not None and handler.aggregation_strategy == "none":
@@ -261,5 +338,5 @@ def _written(config: ServerConfig | HandlerConfig) -> dict[str, Any]:
         field.name: getattr(config, field.name)
         for field in fields(config)
         if getattr(config, field.name) is not None
-        and (not field.metadata["tasks"] or task in field.metadata["tasks"])
+        and (not field.metadata["tasks"] or (OWN if is_own(task) else task) in field.metadata["tasks"])
     }

@@ -4,6 +4,7 @@ HandlerError
 ├── ClientFault                what the client can mend
 │   ├── BadRequest             400  the body is not what the content type says, or there is none
 │   ├── NotOffered             404  the model does not do this
+│   ├── NotAcceptable          406  nothing that the client would read can be written
 │   ├── TooLarge               413  longer than a limit, which the message names
 │   ├── UnsupportedMediaType   415  a content type or encoding that is not read
 │   └── InvalidRequest         422  a field is missing, unknown or of the wrong kind
@@ -52,6 +53,12 @@ class NotOffered(ClientFault):
     """The model does not do this."""
 
     status = 404
+
+
+class NotAcceptable(ClientFault):
+    """Nothing that the client would read can be written."""
+
+    status = 406
 
 
 class TooLarge(ClientFault):

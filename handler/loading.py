@@ -54,12 +54,7 @@ def load(
     Raises:
         LoadError: one line says what is wrong with the model.
     """
-    if not (directory / "config.json").is_file():
-        raise LoadError("the archive has no model/config.json")
-    if "auto_map" in read_json(directory / "config.json"):
-        raise LoadError("model/config.json asks for remote code (auto_map), which is never run")
-    transformers.logging.disable_progress_bar()
-    transformers.logging.set_verbosity_error()
+    check_directory(directory)
     offline = {"local_files_only": True, "trust_remote_code": False}
     model_config = transformers.AutoConfig.from_pretrained(directory, **offline)
     tokenizer = transformers.AutoTokenizer.from_pretrained(directory, **offline)
@@ -81,6 +76,16 @@ def load(
         )
     model = _faster(model.to(device).eval(), config)
     return Loaded(model, tokenizer, device, directory, _max_tokens(directory, config, model, tokenizer))
+
+
+def check_directory(directory: Path) -> None:
+    """Raises LoadError where there is no model, or one that asks for remote code; quiets transformers."""
+    if not (directory / "config.json").is_file():
+        raise LoadError("the archive has no model/config.json")
+    if "auto_map" in read_json(directory / "config.json"):
+        raise LoadError("model/config.json asks for remote code (auto_map), which is never run")
+    transformers.logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()
 
 
 def _faster(model: Any, config: HandlerConfig) -> Any:

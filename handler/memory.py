@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from tokenizers import Encoding
 
 from handler.batch import Slot
@@ -129,7 +130,7 @@ def fingerprint(directory: Path, config: HandlerConfig) -> bytes:
 
 def _kept(value: Any) -> tuple[Any, int]:
     """A copy of an output, or of a part of one, and its bytes. Raises Unfit."""
-    if isinstance(value, np.ndarray):
+    if isinstance(value, (np.ndarray, torch.Tensor)):
         return _kept_array(value)
     if isinstance(value, np.number) and np.isfinite(value):
         return value, sys.getsizeof(value)
@@ -149,8 +150,12 @@ def _kept(value: Any) -> tuple[Any, int]:
     raise Unfit(type(value).__name__)
 
 
-def _kept_array(array: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], int]:
+def _kept_array(array: npt.NDArray[Any] | torch.Tensor) -> tuple[npt.NDArray[Any] | torch.Tensor, int]:
     """A copy, because a row keeps its whole micro-batch's array alive; nobody may write to it."""
+    if isinstance(array, torch.Tensor):
+        if not torch.isfinite(array).all():
+            raise Unfit(str(array.dtype))
+        return array.clone(), array.nbytes + ENTRY_BYTES
     if array.dtype.kind not in "biuf" or not np.isfinite(array).all():
         raise Unfit(str(array.dtype))
     copy = np.array(array)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -107,7 +107,9 @@ class BatchPipeline:
         with answers.measures.step("write"):
             replies: list[Slot[Reply]] = each(
                 answers.slots,
-                lambda done: native.write(self.task.answer(done.request, done.results, about)),
+                lambda done: native.write(
+                    self.task.answer(done.request, done.results, about), done.request.media_type
+                ),
             )
             bodies = wire.write(replies, context, self.config.handler.max_response_bytes)
         answers.measures.emit(context.metrics)
@@ -143,7 +145,10 @@ class BatchPipeline:
 
     def _parse(self, message: Message) -> Request:
         self.drain.check()
-        return self.task.parse(native.read(message, self.task.field, self.config.handler.max_body_bytes))
+        call = native.read(message, self.task.field, self.config.handler.max_body_bytes)
+        if self.task.media_types:
+            call = replace(call, media_type=wire.negotiate(message.accept, self.task.media_types))
+        return self.task.parse(call)
 
     def _outputs(self, items: Sequence[TextItem], requests: Requests) -> Sequence[Slot[tuple[Any, ...]]]:
         deadline, measures = requests.deadline, requests.measures

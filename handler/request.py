@@ -10,6 +10,7 @@ import orjson
 
 from handler.errors import InvalidRequest, TooLarge
 from handler.rules import Rule, check
+from handler.wire import JSON
 
 MOST_PROBLEMS = 5  # that one answer names
 
@@ -26,6 +27,7 @@ class Call:
     inputs: Sequence[object]
     single: bool  # one input was sent by itself, and is answered by itself
     parameters: Mapping[str, object]
+    media_type: str = JSON  # that the answer is wanted in
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Request:
     single: bool
     parameters: Any  # the task's own frozen dataclass
     items_per_input: int = 1
+    media_type: str = JSON  # of the answer
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,8 @@ def read_text_request(call: Call, schema: type[Any], limits: Limits) -> Request:
     """
     parameters = read_parameters(call, schema)
     texts = read_texts(call, limits)
-    return Request(tuple(TextItem(text, parameters.truncation) for text in texts), call.single, parameters)
+    items = tuple(TextItem(text, parameters.truncation) for text in texts)
+    return Request(items, call.single, parameters, media_type=call.media_type)
 
 
 def read_parameters(call: Call, schema: type[Any]) -> Any:

@@ -16,6 +16,7 @@ from handler.batch import Slot
 from handler.config import TASKS, HandlerConfig
 from handler.errors import NonFiniteOutput
 from handler.request import Call, Request, TextItem
+from handler.tensors import Tensors
 from handler.text_encoder import Rows, Tokens
 
 
@@ -32,6 +33,7 @@ class Task(Protocol):
 
     field: str  # how a request calls one input; a list of them has an s more
     max_tokens: int
+    media_types: Sequence[str]  # that answers may be written in; none: JSON, whatever is accepted
 
     def parse(self, call: Call) -> Request:
         """Judges a call; raises InvalidRequest or TooLarge."""
@@ -45,7 +47,7 @@ class Task(Protocol):
     def decode(self, request: Request, outputs: Sequence[tuple[Any, ...]]) -> Sequence[Any]:
         """One request's outputs, those of all its rows for each item, to its results; raises NonFiniteOutput."""
 
-    def answer(self, request: Request, results: Sequence[Any], about: About) -> dict[str, Any]:
+    def answer(self, request: Request, results: Sequence[Any], about: About) -> dict[str, Any] | Tensors:
         """The native protocol's document."""
 
     def describe(self) -> dict[str, Any]:
@@ -71,5 +73,6 @@ def document(request: Request, predictions: Sequence[Any], about: About) -> dict
 
 def build(config: HandlerConfig, directory: Path, device: torch.device) -> Task:
     """The task that the configuration names, with its model loaded. Raises LoadError."""
-    task: Task = importlib.import_module(TASKS[config.task]).build(config, directory, device)
+    room = TASKS.get(config.task, "handler.tasks.own")
+    task: Task = importlib.import_module(room).build(config, directory, device)
     return task

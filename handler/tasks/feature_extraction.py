@@ -35,6 +35,7 @@ class FeatureExtraction:
     """A sentence encoder; pooling and normalisation are taken from the model's own files."""
 
     field = "text"
+    media_types = ()
 
     def __init__(self, config: HandlerConfig, encoder: TextEncoder) -> None:
         self.encoder = encoder

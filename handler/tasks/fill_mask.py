@@ -67,6 +67,7 @@ class FillMask:
     """A masked language model."""
 
     field = "text"
+    media_types = ()
 
     def __init__(self, config: HandlerConfig, encoder: TextEncoder) -> None:
         loaded = encoder.loaded

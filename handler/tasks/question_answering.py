@@ -54,6 +54,7 @@ class QuestionAnswering:
     """An extractive reader. A long context is read in windows, whose answers are put together."""
 
     field = "question"
+    media_types = ()
 
     def __init__(self, config: HandlerConfig, encoder: TextEncoder) -> None:
         tokenizer = encoder.loaded.tokenizer

@@ -44,6 +44,7 @@ class TextClassification:
     """A sequence classifier. Labels exclude each other unless the model's config says multi-label."""
 
     field = "text"
+    media_types = ()
 
     def __init__(self, config: HandlerConfig, encoder: TextEncoder) -> None:
         model_config = encoder.loaded.model.config

@@ -46,6 +46,7 @@ class TextRanking:
     """A cross-encoder: it reads the query and one text together, and gives one score."""
 
     field = "text"
+    media_types = ()
 
     def __init__(self, config: HandlerConfig, encoder: TextEncoder) -> None:
         labels = encoder.loaded.model.config.num_labels

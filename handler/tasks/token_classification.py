@@ -48,6 +48,7 @@ class TokenClassification:
     """A token classifier. Tokens become entities in transformers' own pipeline, which never runs the model."""
 
     field = "text"
+    media_types = ()
 
     def __init__(self, config: HandlerConfig, encoder: TextEncoder) -> None:
         loaded = encoder.loaded

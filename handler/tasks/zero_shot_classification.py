@@ -46,6 +46,7 @@ class ZeroShotClassification:
     """A model of entailment: it reads a text and what a label says of it, and judges whether that follows."""
 
     field = "text"
+    media_types = ()
 
     def __init__(self, config: HandlerConfig, encoder: TextEncoder) -> None:
         model_config = encoder.loaded.model.config

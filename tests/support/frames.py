@@ -11,7 +11,7 @@ import socket
 import struct
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ts.protocol import otf_message_handler
@@ -63,16 +63,26 @@ def answer(service: Any, document: Any = None, /, **keys: Any) -> tuple[int, Any
 def predict(service: Any, requests: Sequence[Request]) -> list[Response]:
     """Sends a batch through a `ts.service.Service`, byte for byte as a worker would get it."""
     near, far = socket.socketpair()
+    ahead = bytearray()  # what is sent before the batch's own message
     writer = threading.Thread(target=near.sendall, args=(encode(requests),))
+    reader = threading.Thread(target=_drain, args=(near, ahead))
     writer.start()
+    reader.start()
     try:
         _, message = otf_message_handler.retrieve_msg(far)
         service.set_cl_socket(far)
-        return decode(bytes(service.predict(message)))
+        last = bytes(service.predict(message))
     finally:
-        writer.join()
-        near.close()
         far.close()
+        writer.join()
+        reader.join()
+        near.close()
+    return decode(bytes(ahead) + last)
+
+
+def _drain(near: socket.socket, into: bytearray) -> None:
+    while piece := near.recv(1 << 16):
+        into += piece
 
 
 def encode(requests: Sequence[Request]) -> bytes:
@@ -88,20 +98,42 @@ def encode(requests: Sequence[Request]) -> bytes:
     return bytes(out + struct.pack("!i", -1))
 
 
-def decode(frame: bytes) -> list[Response]:
-    """Reads an answer, and fails where the frontend's decoder would lose its place."""
-    reader = _Reader(frame)
+def decode(frames: bytes) -> list[Response]:
+    """Reads a batch's answers, and fails where the frontend would lose its place or hang.
+
+    Messages sent ahead hold pieces of some answers; the last one holds every answer, or what is left of it.
+    """
+    reader = _Reader(frames)
+    ahead: dict[str, Response] = {}
+    while True:
+        found = _message(reader)
+        if not reader.rest:
+            break
+        for name, piece in found.items():
+            assert piece.headers.get("ts_stream_next") == "true"
+            begun = ahead.get(name)
+            ahead[name] = replace(begun, body=begun.body + piece.body) if begun else piece
+    assert list(found) == [f"request-{index}" for index in range(len(found))]
+    return [_whole(ahead.get(name), last) for name, last in found.items()]
+
+
+def _whole(begun: Response | None, last: Response) -> Response:
+    assert last.headers.get("ts_stream_next") == ("false" if begun else None)
+    return replace(begun, body=begun.body + last.body) if begun else last
+
+
+def _message(reader: _Reader) -> dict[str, Response]:
+    """Request -> its part of one message."""
     code, message = reader.integer(), reader.block().decode()
     assert code == 200, f"the whole batch was failed: {code} {message}"
-    responses = []
+    found = {}
     while (length := reader.integer()) != -1:
-        assert reader.take(length).decode() == f"request-{len(responses)}"
+        name = reader.take(length).decode()
         content_type = reader.block().decode()
         status, phrase = reader.integer(), reader.block().decode()
         headers = {reader.block().decode(): reader.block().decode() for _ in range(reader.integer())}
-        responses.append(Response(status, phrase, content_type, headers, reader.block()))
-    assert not reader.rest, "bytes behind the end of the list"
-    return responses
+        found[name] = Response(status, phrase, content_type, headers, reader.block())
+    return found
 
 
 class _Reader:

@@ -18,7 +18,13 @@ from transformers import (
     BertForSequenceClassification,
     BertForTokenClassification,
     BertModel,
+    Mistral3Config,
+    Mistral3ForConditionalGeneration,
+    MistralConfig,
+    PixtralVisionConfig,
     PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
     RobertaConfig,
     RobertaForMaskedLM,
     RobertaForQuestionAnswering,
@@ -106,6 +112,33 @@ def left_filler(directory: Path) -> Path:
     return _spread(RobertaForMaskedLM(_byte_config(_byte_tokenizer(directory))), directory, "lm_head.dense")
 
 
+# As Mistral's and Qwen's own: a content may be a string or a list of parts.
+CHAT_TEMPLATE = """{%- for message in messages -%}
+<{{ message.role }}>{{ message.content if message.content is string else message.content[0].text }}
+{%- endfor -%}
+{%- if add_generation_prompt %}<assistant>{% if enable_thinking is false %}<quiet>{% endif %}{% endif -%}"""
+
+
+def prompt_encoder(directory: Path, layers: int = 5, hidden: int = 32) -> Path:
+    """A Mistral3 with its vision tower; its tokenizer pads on the left."""
+    tokenizer = _chat_tokenizer(directory, "left")
+    torch.manual_seed(7)
+    config = Mistral3Config(
+        text_config=MistralConfig(**_decoder(tokenizer, layers, hidden)),
+        vision_config=PixtralVisionConfig(
+            hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, image_size=32
+        ),
+    )
+    return _with_padding(Mistral3ForConditionalGeneration(config), directory)
+
+
+def right_prompt_encoder(directory: Path, layers: int = 5, hidden: int = 32) -> Path:
+    """A Qwen3, which pads on the right."""
+    tokenizer = _chat_tokenizer(directory, "right")
+    torch.manual_seed(7)
+    return _with_padding(Qwen3ForCausalLM(Qwen3Config(**_decoder(tokenizer, layers, hidden))), directory)
+
+
 TAGS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
 
 
@@ -155,6 +188,41 @@ def _spread(model: Any, directory: Path, head: str = "classifier") -> Path:
         model.get_submodule(head).weight.mul_(4)
     model.eval().save_pretrained(directory)
     return directory
+
+
+def _with_padding(model: Any, directory: Path) -> Path:
+    """Saves a model whose padding is not zero: transformers begins with zero, and real models have something."""
+    embeddings = model.get_input_embeddings()
+    with torch.no_grad():
+        embeddings.weight[embeddings.padding_idx].normal_(std=0.2)
+    model.eval().save_pretrained(directory)
+    return directory
+
+
+def _decoder(tokenizer: PreTrainedTokenizerFast, layers: int, hidden: int) -> dict[str, Any]:
+    return {
+        "vocab_size": len(tokenizer),
+        "hidden_size": hidden,
+        "intermediate_size": 2 * hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": hidden // 4,
+        "max_position_embeddings": 512,
+        "initializer_range": 0.2,
+        "pad_token_id": tokenizer.pad_token_id,
+        "tie_word_embeddings": False,
+    }
+
+
+def _chat_tokenizer(directory: Path, padding_side: str) -> PreTrainedTokenizerFast:
+    tokenizer = _byte_tokenizer(directory)
+    tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    tokenizer.padding_side = padding_side
+    tokenizer.model_max_length = 512
+    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.save_pretrained(directory)
+    return tokenizer
 
 
 def _byte_tokenizer(directory: Path) -> PreTrainedTokenizerFast:

@@ -1,0 +1,127 @@
+"""A recipe's own logic: `task: my_module:MyTask`, a class that turns a list of texts into as many results.
+
+    class MyTask:
+        field = "prompt"  # how a request calls one text; "text" if left out
+
+        def __init__(self, directory, options, device):
+            ...  # model/ of the archive, the recipe's options, a torch.device
+
+        def run(self, texts):  # equal texts of a batch come once
+            return [{"score": 0.5} for text in texts]  # a mapping each: what JSON can say, or tensors
+
+It gets what every task has: slots, so that one text's failure is that request's alone; batches, in which `run`
+sees the texts of many requests; the deadline, the limits, the cache and the errors. A HandlerError that `run`
+raises for a text, such as `handler.errors.InvalidRequest`, is what its request gets.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from handler.batch import Slot
+from handler.config import HandlerConfig
+from handler.errors import LoadError, NonFiniteOutput
+from handler.request import Call, Limits, Request, TextItem, read_text_request
+from handler.rules import BOOLEAN, key
+from handler.tasks.base import About, document
+from handler.tensors import WRITERS, Tensors
+from handler.text_encoder import Rows, Tokens
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What a request may ask for."""
+
+    truncation: bool = key(BOOLEAN, "for the task to read", True)
+
+
+@dataclass(frozen=True)
+class Text(Tokens):
+    """One text, which counts as many tokens as its task says."""
+
+    text: str
+    size: int
+
+    def __len__(self) -> int:
+        return self.size
+
+
+class OwnTask:
+    """Somebody's class, as the pipeline uses tasks."""
+
+    media_types = tuple(WRITERS)
+
+    def __init__(self, config: HandlerConfig, task: Any) -> None:
+        self.task = task
+        self.name = config.task
+        self.field: str = getattr(task, "field", "text")
+        self.max_tokens = config.max_tokens or 1
+        self.limits = Limits(config.max_items, config.max_text_bytes)
+
+    def parse(self, call: Call) -> Request:
+        """Texts."""
+        return read_text_request(call, Parameters, self.limits)
+
+    def encode(self, items: Sequence[TextItem]) -> list[Slot[Rows]]:
+        """Each text with its size: `length(text)` where the class has it, else 1."""
+        length = getattr(self.task, "length", lambda text: 1)
+        return [(Text([], None, None, item.text, max(1, length(item.text))),) for item in items]
+
+    def forward(self, rows: Sequence[Text]) -> Sequence[Mapping[str, Any]]:
+        """What the class makes of them."""
+        with torch.inference_mode():
+            results = list(self.task.run([row.text for row in rows]))
+        if len(results) != len(rows):
+            raise ValueError(f"{self.name}.run gave {len(results)} results for {len(rows)} texts")
+        return [{name: _on_cpu(value) for name, value in result.items()} for result in results]
+
+    def decode(self, request: Request, outputs: Sequence[tuple[Mapping[str, Any]]]) -> Sequence[Mapping[str, Any]]:
+        """The results, if their numbers are numbers."""
+        for (result,) in outputs:
+            for value in result.values():
+                if isinstance(value, torch.Tensor) and not torch.isfinite(value).all():
+                    raise NonFiniteOutput("the model answered NaN or infinity")
+        return [result for (result,) in outputs]
+
+    def answer(
+        self, request: Request, results: Sequence[Mapping[str, Any]], about: About
+    ) -> dict[str, Any] | Tensors:
+        """Tensors, if there are any; else one document for one text, a list of them for a list."""
+        names = [name for name, value in results[0].items() if isinstance(value, torch.Tensor)]
+        if not names:
+            return document(request, results, about)
+        beside = [name for name in results[0] if name not in names]
+        return Tensors(
+            {name: [result[name] for result in results] for name in names},
+            {
+                **{name: [result[name] for result in results] for name in beside},
+                "time_ms": about.inference_time_ms,
+            },
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """What the class says of itself."""
+        return dict(self.task.describe()) if hasattr(self.task, "describe") else {}
+
+
+def _on_cpu(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value)
+    return value.detach().cpu() if isinstance(value, torch.Tensor) else value
+
+
+def build(config: HandlerConfig, directory: Path, device: torch.device) -> OwnTask:
+    """Loads the recipe's class. Raises LoadError."""
+    module, _, name = config.task.partition(":")
+    try:
+        kind = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise LoadError(f"handler.task: {config.task}: {error}") from error
+    return OwnTask(config, kind(directory, dict(config.options or {}), device))

@@ -1,0 +1,85 @@
+"""An answer that is tensors, and how it is written: as JSON, as safetensors, or as raw bytes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+import safetensors.torch
+import torch
+
+from handler.errors import NotAcceptable
+from handler.wire import JSON, Reply
+
+SAFETENSORS = "application/x-safetensors"
+RAW = "application/octet-stream"
+# What orjson writes for a float32 has 16 characters at most, with the comma behind it.
+JSON_NUMBER_BYTES = 17
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """Named tensors, the first of them the answer itself, and what is said beside them."""
+
+    tensors: Mapping[str, Sequence[torch.Tensor]]  # name -> one for each input, on the CPU
+    document: Mapping[str, Any]
+
+    def stacked(self) -> dict[str, torch.Tensor]:
+        """Name -> (inputs, …) where all have one shape; else each input's own, as NAME.0, NAME.1 and so on."""
+        found = {}
+        for name, parts in self.tensors.items():
+            if len({part.shape for part in parts}) == 1:
+                found[name] = torch.stack(list(parts))
+            else:
+                found.update({f"{name}.{index}": part for index, part in enumerate(parts)})
+        return found
+
+
+def write_json(answer: Tensors) -> Reply:
+    """Nested lists. bfloat16 is written as float32, which holds each of its values."""
+    numbers = {
+        name: [(part.float() if part.is_floating_point() else part).numpy() for part in parts]
+        for name, parts in answer.tensors.items()
+    }
+    shapes = {name: list(tensor.shape) for name, tensor in answer.stacked().items()}
+    document = {**numbers, "shapes": shapes, **answer.document}
+    return Reply(orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY))
+
+
+def write_safetensors(answer: Tensors) -> Reply:
+    """One safetensors file; what is said beside the tensors is JSON in its metadata, key by key."""
+    metadata = {name: orjson.dumps(value).decode() for name, value in answer.document.items()}
+    tensors = {name: tensor.contiguous() for name, tensor in answer.stacked().items()}
+    return Reply(safetensors.torch.save(tensors, metadata), SAFETENSORS)
+
+
+def write_raw(answer: Tensors) -> Reply:
+    """The bytes of the first tensor; its shape and dtype are headers, as diffusers' remote clients read them.
+
+    Raises:
+        NotAcceptable: its parts have different shapes.
+    """
+    name = next(iter(answer.tensors))
+    tensor = answer.stacked().get(name)
+    if tensor is None:
+        raise NotAcceptable(
+            f"accept: {RAW} holds one shape, and these prompts' tokens differ; {SAFETENSORS} holds all"
+        )
+    headers = {"shape": json.dumps(list(tensor.shape)), "dtype": str(tensor.dtype).removeprefix("torch.")}
+    return Reply(tensor.contiguous().view(torch.uint8).numpy().tobytes(), RAW, headers=headers)
+
+
+# Media type -> what writes it; the first is what a client gets who does not say.
+WRITERS: dict[str, Callable[[Tensors], Reply]] = {
+    JSON: write_json,
+    SAFETENSORS: write_safetensors,
+    RAW: write_raw,
+}
+
+
+def size_limit(media_type: str, numbers: int, width: int) -> int:
+    """The most bytes that so many numbers can take, each of `width` bytes in memory."""
+    return numbers * (JSON_NUMBER_BYTES if media_type == JSON else width)
