@@ -92,6 +92,16 @@ def test_as_klein_does(right):
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
+def test_alone_and_with_its_padding_computed_it_is_the_same_bit_for_bit(side, left, right):
+    directory, settings, reference = (left, LEFT, flux2) if side == "left" else (right, RIGHT, klein)
+    service = start(directory, padding="compute", **settings)
+    for prompt in PROMPTS:
+        response = predict(service, "application/octet-stream", prompt=prompt)
+        found = np.frombuffer(response.body, np.float32).reshape(1, LENGTH, -1)
+        np.testing.assert_array_equal(found, reference(directory, [prompt])[0])
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
 def test_compact_answers_are_the_prompts_own_tokens(side, left, right):
     directory, settings, reference = (left, LEFT, flux2) if side == "left" else (right, RIGHT, klein)
     _, answered = frames.answer(start(directory, **settings), prompts=list(PROMPTS), compact=True)
