@@ -7,14 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from client.errors import BadReply
 from client.replies import Reply
 
 SAFETENSORS = "application/x-safetensors"
 # As safetensors names them; NumPy has no bfloat16, whose bits are the upper half of a float32's.
-DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16, "I64": np.int64}
+DTYPES = {"F32": "float32", "F16": "float16", "BF16": "uint16", "I64": "int64"}
 
 
 @dataclass(frozen=True)
@@ -49,6 +47,8 @@ def parse(body: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _array(data: memoryview, about: Mapping[str, Any]) -> Any:
+    import numpy as np  # noqa: PLC0415  the rest of the client needs none
+
     begin, end = about["data_offsets"]
     raw = np.frombuffer(data[begin:end], DTYPES[about["dtype"]]).reshape(about["shape"])
     try:
