@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from client import commands
@@ -141,6 +142,13 @@ def metrics(command: argparse.ArgumentParser) -> None:
     command.add_argument("names", metavar="NAME", nargs="*", help="only the samples of these names")
 
 
+def verify(command: argparse.ArgumentParser) -> None:
+    """The arguments of verify."""
+    command.add_argument("name", metavar="NAME", help="the model's name")
+    command.add_argument("--model", metavar="DIR", type=Path, required=True, help="the model's files, here")
+    command.add_argument("--prompts", metavar="FILE", type=Path, help="one a line; default: four of our own")
+
+
 COMMANDS: dict[str, tuple[Callable[..., None], str, Callable[[argparse.ArgumentParser], None]]] = {
     "predict": (commands.predict, "Ask a model, and print its JSON answer.", predict),
     "ready": (commands.ready, "Wait until a model's workers are ready.", ready),
@@ -153,6 +161,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], str, Callable[[argparse.ArgumentP
         "Make a version the one that answers if none is named.",
         set_default,
     ),
+    "verify": (commands.verify, "Hold a service that encodes prompts against the model itself.", verify),
     "metrics": (commands.metrics, "Print what the server counts and measures.", metrics),
 }
 

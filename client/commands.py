@@ -31,6 +31,15 @@ def predict(args: Namespace) -> None:
         show(client.predict(args.name, {**document, **parameters}, args.version, retries=args.retries))
 
 
+def verify(args: Namespace) -> None:
+    """Hold an encoder of prompts against the model itself."""
+    from client.verify import PROMPTS, verify  # noqa: PLC0415  torch, where it is needed
+
+    prompts = args.prompts.read_text().splitlines() if args.prompts else PROMPTS
+    with InferenceClient(address(args, "inference"), args.timeout or ANSWER) as client, management(args) as about:
+        print(verify(client, about, args.name, args.model, prompts))
+
+
 def ready(args: Namespace) -> None:
     """Wait for a model's workers."""
     with management(args) as client, Meter(args.name) as meter:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from typing import Any
 
 from client.errors import BadReply, Refused
 from client.models import Model
@@ -53,6 +54,15 @@ class ManagementClient(Transport):
         if len(found) != 1:
             raise BadReply(self.url + where, f"describes {len(found)} models, not one")
         return found[0]
+
+    def about(self, name: str, version: str | None = None) -> Mapping[str, Any]:
+        """What the handler says of a model: its task, limits, labels and the like."""
+        where = path(name, version)
+        reply = self.call("GET", where, params={"customized": "true"}, retries=2)
+        try:
+            return dict(reply.json()[0]["customizedMetadata"])
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise BadReply(reply.url, "describes a model without what its handler says") from error
 
     def ready(
         self,

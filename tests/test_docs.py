@@ -58,7 +58,8 @@ def test_every_task_is_documented(task):
 
 
 @pytest.mark.parametrize(
-    "command", ["predict", "ready", "models", "scale", "register", "unregister", "set-default", "metrics"]
+    "command",
+    ["predict", "ready", "models", "scale", "register", "unregister", "set-default", "metrics", "verify"],
 )
 def test_every_client_command_has_help(command):
     python = ROOT / ".venv" / "bin" / "python"

@@ -162,6 +162,10 @@ class PromptEncoding:
             "width": len(self.layers.layers) * self.layers.width,
             "max_length": self.max_tokens,
             "padding": "filled in" if self.padding is not None else "computed",
+            "dtype": self.config.dtype,
+            "system_message": self.config.system_message,
+            "template_options": self.config.template_options,
+            "remove": self.config.remove,
         }
 
     def _check_size(self, media_type: str, tokens: int) -> None:

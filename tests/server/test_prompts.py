@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -10,11 +12,12 @@ import pytest
 import requests
 import torch
 from diffusers.pipelines.flux2.pipeline_flux2 import Flux2Pipeline
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, Mistral3ForConditionalGeneration
 
 from client import InferenceClient, ManagementClient, Refused
 from tests.support import archives, tiny_models
-from tests.support.serving import Serving
+from tests.support.serving import ROOT, Serving
 
 pytestmark = pytest.mark.server
 
@@ -122,6 +125,31 @@ def test_a_client_that_goes_away_in_the_middle_harms_nobody(server):
     assert requests.post(url, json={"prompt": "a", "compact": True}, timeout=60).status_code == 200
     after = [worker.pid for model in ManagementClient(server.management_url).models() for worker in model.workers]
     assert before == after
+
+
+def verify(server, model, *more):
+    command = [sys.executable, "-m", "client", "verify", "prompts", "--model", model, *more]
+    urls = ["--inference-url", server.inference_url, "--management-url", server.management_url]
+    return subprocess.run([*command, *urls], capture_output=True, text=True, check=False, cwd=ROOT)
+
+
+def test_verify_says_how_near_it_is(server, model, tmp_path):
+    ended = verify(server, model)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.startswith("4 prompts: ") and "cosine at least 1.0000" in ended.stdout
+    (tmp_path / "prompts").write_text("a\nb\n")
+    assert verify(server, model, "--prompts", tmp_path / "prompts").stdout.startswith("2 prompts: ")
+
+
+def test_verify_fails_where_the_model_is_another(server, tmp_path):
+    other = tiny_models.prompt_encoder(tmp_path / "other", hidden=HIDDEN)
+    weights = load_file(other / "model.safetensors")
+    [name] = [name for name in weights if "language_model" in name and "layers.3.mlp.down_proj" in name]
+    save_file({**weights, name: weights[name] * 1.01}, other / "model.safetensors")
+    ended = verify(server, other)
+    assert ended.returncode == 1 and "is not the reference in float32" in ended.stderr
+    ended = verify(server, tmp_path)
+    assert ended.returncode == 2 and "holds no config.json" in ended.stderr
 
 
 def test_what_would_be_too_large_is_refused(server):
