@@ -6,7 +6,7 @@ rows -wire.read-> messages -protocol-> requests -task-> results -protocol-> repl
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -26,6 +26,7 @@ from handler.protocols import native
 from handler.request import Request, TextItem
 from handler.tasks import base as tasks
 from handler.tasks.base import About, Task
+from handler.tensors import WRITERS, Tensors
 from handler.text_encoder import Tokens
 from handler.wire import Message, Reply
 
@@ -101,17 +102,15 @@ class BatchPipeline:
             )
         return Answers(answered, requests.measures)
 
-    def postprocess(self, answers: Answers, context: Any) -> list[bytes]:
-        """Results and errors to bodies."""
+    def postprocess(self, answers: Answers, context: Any, send: Callable[..., None]) -> list[bytes]:
+        """Results and errors to bodies; `send` sends a piece of a large one ahead."""
         about = About(self.model_name, answers.measures.milliseconds)
         with answers.measures.step("write"):
             replies: list[Slot[Reply]] = each(
                 answers.slots,
-                lambda done: native.write(
-                    self.task.answer(done.request, done.results, about), done.request.media_type
-                ),
+                lambda done: _write(self.task.answer(done.request, done.results, about), done.request.media_type),
             )
-            bodies = wire.write(replies, context, self.config.handler.max_response_bytes)
+            bodies = wire.write(replies, context, self.config.handler.max_response_bytes, send)
         answers.measures.emit(context.metrics)
         return bodies
 
@@ -210,6 +209,10 @@ def load(context: Any) -> BatchPipeline:
         raise LoadError(f"{type(err).__name__}: {err}".splitlines()[0]) from err
     logger.info("serving %s on %s with %d CPU threads", config.handler.task, device, threads)
     return pipeline
+
+
+def _write(answer: Mapping[str, Any] | Tensors, media_type: str) -> Reply:
+    return WRITERS[media_type](answer) if isinstance(answer, Tensors) else native.write(answer)
 
 
 def _all_or_error(outputs: Sequence[Slot[Any]]) -> tuple[Any, ...]:

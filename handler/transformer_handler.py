@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from ts.handler_utils.utils import send_intermediate_predict_response
 from ts.torch_handler.base_handler import BaseHandler
 
 from handler import pipeline, wire
@@ -40,7 +41,7 @@ class TransformerHandler(BaseHandler):
 
     def postprocess(self, data: pipeline.Answers) -> list[bytes]:
         """Results to bodies, with a status for each."""
-        return self.pipeline.postprocess(data, self.context)
+        return self.pipeline.postprocess(data, self.context, send_intermediate_predict_response)
 
     def handle(self, data: list[dict[str, Any]], context: Any) -> list[Any]:
         """Runs the three steps. No exception leaves it but the loss of the device.

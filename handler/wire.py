@@ -7,13 +7,12 @@ and text (otf_message_handler.py:316), which is undone here so that one parser j
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
 import orjson
-from ts.handler_utils.utils import send_intermediate_predict_response
 
 from handler.batch import Slot, each
 from handler.errors import BadRequest, HandlerError, NotAcceptable, TooLarge
@@ -59,7 +58,9 @@ def is_describe(rows: Sequence[Mapping[str, Any]], context: Any) -> bool:
     return len(rows) == 1 and not rows[0] and context.get_request_header(0, "describe") == "True"
 
 
-def write(replies: Sequence[Slot[Reply]], context: Any, limit: int) -> list[bytes]:
+def write(
+    replies: Sequence[Slot[Reply]], context: Any, limit: int, send: Callable[..., None] | None = None
+) -> list[bytes]:
     """Replies and errors to the bodies of the rows; statuses and content types go to the context.
 
     TorchServe kills the worker for a body over max_response_size (CodecUtils.java:26), so one over `limit` becomes
@@ -75,7 +76,7 @@ def write(replies: Sequence[Slot[Reply]], context: Any, limit: int) -> list[byte
         context.set_response_content_type(index, reply.content_type)
         for name, value in reply.headers.items():
             context.set_response_header(index, name, value)
-        bodies.append(_send_frames(reply.body, context, index) if len(reply.body) > FRAME_BYTES else reply.body)
+        bodies.append(_send_frames(reply.body, context, index, send) if send else reply.body)
     return bodies
 
 
@@ -112,18 +113,20 @@ def _preference(part: str) -> tuple[str, float]:
     return kind, 1.0
 
 
-def _send_frames(body: bytes, context: Any, index: int) -> bytes:
+def _send_frames(body: bytes, context: Any, index: int, send: Callable[..., None]) -> bytes:
     """Sends a large body ahead in pieces, and returns what is left for the batch's own message.
 
     The frontend's decoder begins again at a message's first byte on every read from the socket
     (ModelResponseDecoder.java:28). A unary gRPC call takes one message only; nothing but HTTP has a Host.
     """
-    if not any(name.lower() == "host" for name in context.get_all_request_header(index)):
+    if len(body) <= FRAME_BYTES or not any(
+        name.lower() == "host" for name in context.get_all_request_header(index)
+    ):
         return body
     for start in range(0, len(body), FRAME_BYTES):
         piece = {index: body[start : start + FRAME_BYTES]}
         request_id = {index: context.request_ids[index]}
-        send_intermediate_predict_response(piece, request_id, "Intermediate Prediction success", 200, context)
+        send(piece, request_id, "Intermediate Prediction success", 200, context)
     return b""
 
 

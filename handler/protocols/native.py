@@ -15,7 +15,6 @@ import orjson
 from handler.errors import BadRequest, InvalidRequest, NotOffered, TooLarge, UnsupportedMediaType
 from handler.request import Call, FormText
 from handler.rules import label, nearest
-from handler.tensors import WRITERS, Tensors
 from handler.wire import FORMS, JSON, Message, Reply
 
 EXPECTED = 'expected a JSON object such as {"%s": "..."}, plain text, or a form'
@@ -50,10 +49,8 @@ def read(message: Message, field: str, max_bytes: int) -> Call:
     return _call(_json(message.body, field), field)
 
 
-def write(document: Mapping[str, Any] | Tensors, media_type: str) -> Reply:
+def write(document: Mapping[str, Any]) -> Reply:
     """A task's answer to a reply. NumPy's float32 is written at its own shortest length."""
-    if isinstance(document, Tensors):
-        return WRITERS[media_type](document)
     return Reply(orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY))
 
 
