@@ -78,14 +78,14 @@ def _check_config(path: Path, problems: list[str]) -> str | None:
     """Judges the configuration; the module of the recipe's own task, if that is what it names."""
     import yaml  # noqa: PLC0415
 
-    from handler.config import is_own, read_config  # noqa: PLC0415
+    from handler import config  # noqa: PLC0415
 
     try:
-        task = read_config(yaml.safe_load(path.read_bytes())).handler.task
+        task = config.read_config(yaml.safe_load(path.read_bytes())).handler.task
     except ValueError as error:
         problems.append(f"{path.name}: {error}")
         return None
-    if not is_own(task):
+    if not config.is_own(task):
         return None
     module, _, name = task.partition(":")
     try:

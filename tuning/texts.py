@@ -86,6 +86,10 @@ def _masked(texts: Sequence[str], index: int, model: Path) -> dict[str, Any]:
     return {"text": f"{mask_token(model)} {texts[index]}"}
 
 
+def _prompt(texts: Sequence[str], index: int, model: Path) -> dict[str, Any]:
+    return {"prompt": texts[index], "compact": True}
+
+
 def _question(texts: Sequence[str], index: int) -> str:
     return " ".join(texts[index - 1].split()[:QUESTION_WORDS]) + "?"
 
@@ -108,4 +112,5 @@ MAKERS: dict[str, Maker] = {
     "question-answering": _answering,
     "zero-shot-classification": _zero_shot,
     "fill-mask": _masked,
+    "prompt-encoding": _prompt,
 }

@@ -12,7 +12,11 @@ from hypothesis import strategies as st
 
 from tests.support import frames
 
-SETTINGS = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SETTINGS = settings(
+    deadline=None,
+    max_examples=60,
+    suppress_health_check=[*settings().suppress_health_check, HealthCheck.function_scoped_fixture],
+)
 
 CONTENT_TYPES = st.sampled_from(
     [
