@@ -13,18 +13,16 @@ import requests
 import torch
 from diffusers.pipelines.flux2.pipeline_flux2 import Flux2Pipeline
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, Mistral3ForConditionalGeneration
 
 from client import InferenceClient, ManagementClient, Refused
+from tests.handler.test_prompt_encoding import LAYERS, SYSTEM, flux2
 from tests.support import archives, tiny_models
 from tests.support.serving import ROOT, Serving
 
 pytestmark = pytest.mark.server
 
-LAYERS = [1, 2, 4]
 LENGTH, HIDDEN = 512, 256  # 1.6 MB an answer in float32
 LIMIT = 20_000_000
-SYSTEM = "You see images"
 PROMPTS = ["a wonderful story", "", "the film [IMG]was not good", "a " * 600]
 
 
@@ -53,16 +51,7 @@ def server(model, tmp_path_factory):
 @pytest.fixture(scope="module")
 def expected(model):
     """(prompts, length, width): diffusers' own."""
-    reference = Mistral3ForConditionalGeneration.from_pretrained(model).eval()
-    with torch.inference_mode():
-        return Flux2Pipeline._get_mistral_3_small_prompt_embeds(
-            reference,
-            AutoTokenizer.from_pretrained(model),
-            PROMPTS,
-            max_sequence_length=LENGTH,
-            system_message=SYSTEM,
-            hidden_states_layers=LAYERS,
-        )
+    return torch.from_numpy(flux2(model.parent, PROMPTS, LENGTH)[0])
 
 
 def assert_near(found, wanted):
