@@ -69,6 +69,9 @@ def _is_options(value: object) -> bool:
     )
 
 
+OPTIONS = Rule("a mapping of names to true, false, numbers or strings", _is_options)
+
+
 @dataclass(frozen=True)
 class ServerConfig:
     """TorchServe's own keys, spelled as it spells them. All are written out in every archive.
@@ -114,7 +117,7 @@ class HandlerConfig:
     task: str = key(
         Rule(
             f"one of {', '.join(TASKS)}, or {OWN} of a module in the recipe",
-            lambda v: isinstance(v, str) and (v in TASKS or OWN_NAME.fullmatch(v) is not None),
+            lambda v: isinstance(v, str) and (v in TASKS or is_own(v)),
         ),
         "what the model does",
     )
@@ -221,7 +224,7 @@ class HandlerConfig:
         optional(TEXT), "what the chat template puts before every prompt; null: nothing", None, PROMPTS
     )
     template_options: dict[str, Any] | None = key(
-        optional(Rule("a mapping of names to true, false, numbers or strings", _is_options)),
+        optional(OPTIONS),
         "what else the chat template is given",
         None,
         PROMPTS,
@@ -236,7 +239,7 @@ class HandlerConfig:
         PROMPTS,
     )
     options: dict[str, Any] | None = key(
-        optional(Rule("a mapping of names to true, false, numbers or strings", _is_options)),
+        optional(OPTIONS),
         "what the class of the recipe's own task is given",
         None,
         (OWN,),
@@ -279,8 +282,7 @@ def read_config(document: object) -> ModelConfig:
     if not isinstance(section, Mapping):
         raise ConfigError([*problems, Problem("handler", "expected a section with at least a task")])
     task = section.get("task")
-    kind = task if task in list(TASKS) else OWN if is_own(task) else None
-    problems += check(section, HandlerConfig, "handler.", quote=True, task=kind)
+    problems += check(section, HandlerConfig, "handler.", quote=True, task=_kind(task))
     if problems:
         raise ConfigError(problems)
     config = ModelConfig(ServerConfig(**top), HandlerConfig(**section))
@@ -332,11 +334,18 @@ def _contradictions(config: ModelConfig) -> list[Problem]:
     return problems
 
 
+def _kind(task: object) -> str | None:
+    """What keys that are not for every task call this one; None for what is no task."""
+    if is_own(task):
+        return OWN
+    return task if isinstance(task, str) and task in TASKS else None
+
+
 def _written(config: ServerConfig | HandlerConfig) -> dict[str, Any]:
-    task = getattr(config, "task", None)
+    kind = _kind(getattr(config, "task", None))
     return {
         field.name: getattr(config, field.name)
         for field in fields(config)
         if getattr(config, field.name) is not None
-        and (not field.metadata["tasks"] or (OWN if is_own(task) else task) in field.metadata["tasks"])
+        and (not field.metadata["tasks"] or kind in field.metadata["tasks"])
     }

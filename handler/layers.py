@@ -7,7 +7,6 @@ asked for, so none of their weights is read: of Mistral-Small-3's 48 GB in bfloa
 from __future__ import annotations
 
 import copy
-import json
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ import transformers
 from safetensors import safe_open
 
 from handler.errors import LoadError
+from handler.loading import OFFLINE, read_json
 
 EMBEDDINGS = "embed_tokens.weight"  # what the weights' names end in; all before it is where the decoder sits
 INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"
@@ -48,9 +48,7 @@ class LowerLayers:
     ) -> None:
         self.layers = tuple(layers)
         self.device = device
-        whole = transformers.AutoConfig.from_pretrained(
-            directory, local_files_only=True, trust_remote_code=False
-        ).get_text_config(decoder=True)
+        whole = transformers.AutoConfig.from_pretrained(directory, **OFFLINE).get_text_config(decoder=True)
         self.depth = int(whole.num_hidden_layers)
         if too_high := [layer for layer in layers if layer > self.depth]:
             raise LoadError(f"handler.layers asks for {too_high[0]}, but the model has {self.depth} layers")
@@ -136,8 +134,7 @@ def _read(directory: Path, names: Any, dtype: torch.dtype) -> tuple[dict[str, to
 
 def _files(directory: Path) -> Mapping[str, str]:
     """Weight -> the file that holds it."""
-    index = directory / INDEX
-    if index.is_file():
-        return dict(json.loads(index.read_text())["weight_map"])
+    if index := read_json(directory / INDEX):
+        return dict(index["weight_map"])
     with safe_open(directory / WHOLE, "pt") as opened:
         return dict.fromkeys(opened.keys(), WHOLE)

@@ -21,6 +21,7 @@ from handler.config import HandlerConfig
 from handler.errors import LoadError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+OFFLINE = {"local_files_only": True, "trust_remote_code": False}  # for everything that reads model/
 NO_LIMIT = 10**9  # tokenizers without a limit say 1e30
 
 
@@ -55,9 +56,8 @@ def load(
         LoadError: one line says what is wrong with the model.
     """
     check_directory(directory)
-    offline = {"local_files_only": True, "trust_remote_code": False}
-    model_config = transformers.AutoConfig.from_pretrained(directory, **offline)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(directory, **offline)
+    model_config = transformers.AutoConfig.from_pretrained(directory, **OFFLINE)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(directory, **OFFLINE)
     if not tokenizer.is_fast:
         raise LoadError("the model has no fast tokenizer (tokenizer.json)")
     model, report = auto_class.from_pretrained(
@@ -67,7 +67,7 @@ def load(
         attn_implementation=config.attention,
         use_safetensors=True,
         output_loading_info=True,
-        **offline,
+        **OFFLINE,
     )
     missing = sorted(name for name in report["missing_keys"] if not name.startswith(optional or ("\0",)))
     if missing:  # transformers fills them with random numbers and goes on

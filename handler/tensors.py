@@ -27,12 +27,12 @@ class Tensors:
     tensors: Mapping[str, Sequence[torch.Tensor]]  # name -> one for each input, on the CPU
     document: Mapping[str, Any]
 
-    def stacked(self) -> dict[str, torch.Tensor]:
-        """Name -> (inputs, …) where all have one shape; else each input's own, as NAME.0, NAME.1 and so on."""
-        found = {}
+    def grouped(self) -> dict[str, list[torch.Tensor] | torch.Tensor]:
+        """Name -> all parts where they have one shape; else each by itself, as NAME.0, NAME.1 and so on."""
+        found: dict[str, list[torch.Tensor] | torch.Tensor] = {}
         for name, parts in self.tensors.items():
             if len({part.shape for part in parts}) == 1:
-                found[name] = torch.stack(list(parts))
+                found[name] = list(parts)
             else:
                 found.update({f"{name}.{index}": part for index, part in enumerate(parts)})
         return found
@@ -44,7 +44,10 @@ def write_json(answer: Tensors) -> Reply:
         name: [(part.float() if part.is_floating_point() else part).numpy() for part in parts]
         for name, parts in answer.tensors.items()
     }
-    shapes = {name: list(tensor.shape) for name, tensor in answer.stacked().items()}
+    shapes = {
+        name: [len(parts), *parts[0].shape] if isinstance(parts, list) else list(parts.shape)
+        for name, parts in answer.grouped().items()
+    }
     document = {**numbers, "shapes": shapes, **answer.document}
     return Reply(orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY))
 
@@ -52,7 +55,10 @@ def write_json(answer: Tensors) -> Reply:
 def write_safetensors(answer: Tensors) -> Reply:
     """One safetensors file; what is said beside the tensors is JSON in its metadata, key by key."""
     metadata = {name: orjson.dumps(value).decode() for name, value in answer.document.items()}
-    tensors = {name: tensor.contiguous() for name, tensor in answer.stacked().items()}
+    tensors = {
+        name: torch.stack(parts) if isinstance(parts, list) else parts.contiguous()
+        for name, parts in answer.grouped().items()
+    }
     return Reply(safetensors.torch.save(tensors, metadata), SAFETENSORS)
 
 
@@ -63,13 +69,14 @@ def write_raw(answer: Tensors) -> Reply:
         NotAcceptable: its parts have different shapes.
     """
     name = next(iter(answer.tensors))
-    tensor = answer.stacked().get(name)
-    if tensor is None:
+    parts = answer.grouped().get(name)
+    if not isinstance(parts, list):
         raise NotAcceptable(
             f"accept: {RAW} holds one shape, and these prompts' tokens differ; {SAFETENSORS} holds all"
         )
+    tensor = torch.stack(parts)
     headers = {"shape": json.dumps(list(tensor.shape)), "dtype": str(tensor.dtype).removeprefix("torch.")}
-    return Reply(tensor.contiguous().view(torch.uint8).numpy().tobytes(), RAW, headers=headers)
+    return Reply(tensor.view(torch.uint8).numpy().tobytes(), RAW, headers=headers)
 
 
 # Media type -> what writes it; the first is what a client gets who does not say.

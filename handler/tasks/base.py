@@ -54,9 +54,9 @@ class Task(Protocol):
         """What the management API shows of the model."""
 
 
-def require_finite(outputs: Sequence[npt.NDArray[np.float32]]) -> None:
+def require_finite(outputs: Sequence[npt.NDArray[np.float32] | torch.Tensor]) -> None:
     """Raises NonFiniteOutput where one request's outputs hold a NaN or an infinity: JSON has neither."""
-    if not all(np.isfinite(output).all() for output in outputs):
+    if not all((torch if isinstance(output, torch.Tensor) else np).isfinite(output).all() for output in outputs):
         raise NonFiniteOutput("the model answered NaN or infinity")
 
 

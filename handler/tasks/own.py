@@ -27,10 +27,10 @@ import torch
 
 from handler.batch import Slot
 from handler.config import HandlerConfig
-from handler.errors import LoadError, NonFiniteOutput
+from handler.errors import LoadError
 from handler.request import Call, Limits, Request, TextItem, read_text_request
 from handler.rules import BOOLEAN, key
-from handler.tasks.base import About, document
+from handler.tasks.base import About, document, require_finite
 from handler.tensors import WRITERS, Tensors
 from handler.text_encoder import Rows, Tokens
 
@@ -84,11 +84,11 @@ class OwnTask:
 
     def decode(self, request: Request, outputs: Sequence[tuple[Mapping[str, Any]]]) -> Sequence[Mapping[str, Any]]:
         """The results, if their numbers are numbers."""
-        for (result,) in outputs:
-            for value in result.values():
-                if isinstance(value, torch.Tensor) and not torch.isfinite(value).all():
-                    raise NonFiniteOutput("the model answered NaN or infinity")
-        return [result for (result,) in outputs]
+        results = [result for (result,) in outputs]
+        require_finite(
+            [value for result in results for value in result.values() if isinstance(value, torch.Tensor)]
+        )
+        return results
 
     def answer(
         self, request: Request, results: Sequence[Mapping[str, Any]], about: About

@@ -16,12 +16,12 @@ import transformers
 
 from handler.batch import Slot
 from handler.config import HandlerConfig
-from handler.errors import InvalidRequest, LoadError, NonFiniteOutput, TooLarge
+from handler.errors import InvalidRequest, LoadError, TooLarge
 from handler.layers import LowerLayers
-from handler.loading import DTYPES, check_directory
+from handler.loading import DTYPES, OFFLINE, check_directory
 from handler.request import Call, Limits, Request, TextItem, read_text_request
 from handler.rules import BOOLEAN, integer, key, optional
-from handler.tasks.base import About
+from handler.tasks.base import About, require_finite
 from handler.tensors import WRITERS, Tensors, size_limit
 from handler.text_encoder import Rows, Tokens
 
@@ -57,7 +57,6 @@ class PromptTokens(Tokens):
 
     mask: list[int]  # 0: padding, which no token attends to
     first: int  # the position of the first
-    prompt: Prompt
     truncated: bool
 
 
@@ -88,7 +87,9 @@ class PromptEncoding:
         self.pads_left = tokenizer.padding_side == "left"
         self.pad_id = int(tokenizer.pad_token_id or 0)
         # (layers x width,): what a row of padding holds, wherever it stands; None where that is not so.
-        self.padding = self._prove_padding() if self.pads_left and config.padding == "fill" else None
+        self.padding: torch.Tensor | None = None
+        if self.pads_left and config.padding == "fill":
+            self.padding = self._prove_padding()
 
     def parse(self, call: Call) -> Request:
         """Prompts, with max_sequence_length, compact and truncation; `prompt` may also be a list of them."""
@@ -110,9 +111,8 @@ class PromptEncoding:
 
     def encode(self, items: Sequence[TextItem]) -> list[Slot[Rows]]:
         """Prompts to tokens, through the chat template."""
-        texts = [self._templated(item.text) for item in items]
-        encoded = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
-        return [self._row(self._prompt(item), ids) for item, ids in zip(items, encoded["input_ids"], strict=True)]
+        tokenized = self._tokenize([item.text for item in items])
+        return [self._row(self._prompt(item), ids) for item, ids in zip(items, tokenized, strict=True)]
 
     def forward(self, rows: Sequence[PromptTokens]) -> Sequence[Encoded]:
         """Tokens to hidden states. Shorter rows are filled up on the right, which no earlier token sees."""
@@ -133,12 +133,8 @@ class PromptEncoding:
 
     def decode(self, request: Request, outputs: Sequence[tuple[Encoded]]) -> Sequence[Encoded]:
         """Hidden states, with their padding."""
-        results = []
-        for item, (encoded,) in zip(request.items, outputs, strict=True):
-            if not torch.isfinite(encoded.states).all():
-                raise NonFiniteOutput("the model answered NaN or infinity")
-            results.append(self._with_padding(item, encoded))
-        return results
+        require_finite([encoded.states for (encoded,) in outputs])
+        return [self._with_padding(item, encoded) for item, (encoded,) in zip(request.items, outputs, strict=True)]
 
     def answer(self, request: Request, results: Sequence[Encoded], about: About) -> Tensors:
         """What diffusion models take, and what is said beside it."""
@@ -206,7 +202,7 @@ class PromptEncoding:
         if not prompt.compact and self.padding is None:
             fill, hidden = [self.pad_id] * missing, [0] * missing
             ids, mask, first = (fill + ids, hidden + mask, 0) if self.pads_left else (ids + fill, mask + hidden, 0)
-        return PromptTokens(ids, None, None, mask, first, prompt, truncated)
+        return PromptTokens(ids, None, None, mask, first, truncated)
 
     def _with_padding(self, item: TextItem, encoded: Encoded) -> Encoded:
         missing = self._prompt(item).length - len(encoded.states)
@@ -221,13 +217,12 @@ class PromptEncoding:
         So it is where a row that may attend to nothing attends to nothing: with torch's SDPA it is, with eager
         attention such a row attends to everything.
         """
-        self.padding = None
         one, other = self._seen_padding("a"), self._seen_padding("two of them")
         return one if one is not None and other is not None and torch.equal(one, other) else None
 
     def _seen_padding(self, text: str) -> torch.Tensor | None:
         """What the padding before one prompt holds; None where its rows differ, or change the prompt's own."""
-        ids = self._ids(text)
+        [ids] = self._tokenize([text])
         whole = replace(self._prompt(TextItem(text, True)), length=min(self.max_tokens, len(ids) + PROVEN_ROWS))
         [full] = self.forward([self._tokens(whole, ids, False)])
         [own] = self.forward([self._tokens(replace(whole, compact=True), ids, False)])
@@ -239,8 +234,10 @@ class PromptEncoding:
         close = error <= CLOSE[self.config.dtype] * full.states.abs().max()
         return row if close and torch.equal(full.states[:missing], row.expand(missing, -1)) else None
 
-    def _ids(self, text: str) -> list[int]:
-        return list(self.tokenizer(self._templated(text), add_special_tokens=False)["input_ids"])
+    def _tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        templated = [self._templated(text) for text in texts]
+        encoded = self.tokenizer(templated, add_special_tokens=False, return_attention_mask=False, verbose=False)
+        return list(encoded["input_ids"])
 
 
 def _text_ids(result: Encoded) -> torch.Tensor:
@@ -253,8 +250,6 @@ def _text_ids(result: Encoded) -> torch.Tensor:
 def build(config: HandlerConfig, directory: Path, device: torch.device) -> PromptEncoding:
     """Loads the layers. Raises LoadError."""
     check_directory(directory)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(
-        directory, local_files_only=True, trust_remote_code=False
-    )
+    tokenizer = transformers.AutoTokenizer.from_pretrained(directory, **OFFLINE)
     layers = LowerLayers(directory, config.layers or (), DTYPES[config.dtype], device, config.attention)
     return PromptEncoding(config, tokenizer, layers)

@@ -146,7 +146,9 @@ def test_the_last_layer_is_after_the_norm(left):
     model = Mistral3ForConditionalGeneration.from_pretrained(left / "model").eval()
     task = service.handler.pipeline.task
     with torch.inference_mode():
-        states = model(torch.tensor([task._ids("a wonderful story")]), output_hidden_states=True).hidden_states
+        states = model(
+            torch.tensor(task._tokenize(["a wonderful story"])), output_hidden_states=True
+        ).hidden_states
     expected = torch.cat([states[0], states[5]], dim=-1)
     np.testing.assert_allclose(np.array(answered["prompt_embeds"]), expected.numpy(), rtol=1e-4, atol=1e-4)
 
