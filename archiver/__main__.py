@@ -54,6 +54,17 @@ def _add_build(build: argparse.ArgumentParser) -> None:
     )
     build.add_argument("--export-path", type=Path, metavar="DIR", help="where to; default: model_store/")
     build.add_argument("--archive-format", choices=FORMATS, default="zip-store", help="default: zip-store")
+    build.add_argument(
+        "--golden",
+        action="store_true",
+        help="record the reference's answers, which workers then have to give before they are READY",
+    )
+    build.add_argument(
+        "--golden-requests",
+        type=Path,
+        metavar="FILE",
+        help="record the answers to these, a JSON request a line; default: golden.jsonl of the recipe, or made up",
+    )
     build.add_argument("-f", "--force", action="store_true", help="replace an archive that is there")
 
 
@@ -80,6 +91,8 @@ def _build(flags: argparse.Namespace) -> int:
             archive_format=flags.archive_format,
             extra_files=tuple(flags.extra_files),
             overrides=tuple(flags.set),
+            golden=flags.golden,
+            golden_requests=flags.golden_requests,
         )
     )
     target = build.build(

@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from archiver import fitting, layout, pack, snapshot
+from archiver import fitting, golden, layout, pack, snapshot
 from archiver.errors import Refused
 from archiver.layout import HANDLER_ROOM, Member
 from archiver.manifest import clock
@@ -73,7 +73,11 @@ def build(
     chosen = snapshot.choose(recipe.model)
     if unfit := fitting.problems(recipe.config.handler, chosen):
         raise Refused(*unfit)
-    members = layout.members(recipe, chosen, handler_room, when)
+    layout.members(
+        recipe, chosen, handler_room, when
+    )  # what is wrong with them is said before anything is computed
+    recorded = golden.record(recipe, chosen, say) if recipe.golden else []
+    members = layout.members(recipe, chosen, handler_room, when, recorded)
     for warning in recipe.warnings:
         say(f"warning: {warning}")
     for name, reason in chosen.left_out.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,8 @@ from archiver.snapshot import PICKLES, Snapshot
 
 ROOT = Path(__file__).resolve().parents[1]
 HANDLER_ROOM = ROOT / "handler"
-TAKEN = frozenset({"handler", "model", "MAR-INF", manifest.HANDLER, manifest.CONFIG})
+GOLDEN = "golden"
+TAKEN = frozenset({"handler", "model", GOLDEN, "MAR-INF", manifest.HANDLER, manifest.CONFIG})
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,9 @@ class Member:
         return self.source if isinstance(self.source, bytes) else self.source.read_bytes()
 
 
-def members(recipe: Recipe, snapshot: Snapshot, handler_room: Path, when: int) -> list[Member]:
+def members(
+    recipe: Recipe, snapshot: Snapshot, handler_room: Path, when: int, golden: Sequence[Member] = ()
+) -> list[Member]:
     """Every file of the archive but SHA256SUMS, sorted by name.
 
     Raises:
@@ -43,7 +46,7 @@ def members(recipe: Recipe, snapshot: Snapshot, handler_room: Path, when: int) -
     about = manifest.manifest(recipe.name, recipe.version, recipe.extensions, when)
     found = [_text(manifest.MANIFEST, about), _text(manifest.CONFIG, config), *_handler(handler_room)]
     found += [Member(f"model/{name}", snapshot.root / name, size) for name, size in snapshot.files.items()]
-    found += _extra(recipe.extra_files)
+    found += [*_extra(recipe.extra_files), *golden]
     return sorted(found, key=lambda member: member.name)
 
 

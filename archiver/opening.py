@@ -12,11 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from archiver.errors import Refused
-from archiver.layout import Member
+from archiver.layout import GOLDEN, Member
 
 SCRIPT = Path(__file__).with_name("worker.py")
 LARGEST = 16 << 20  # bytes of an extra file that is compared by content
-TIMEOUT = 600  # s
+TIMEOUT, PROVING_TIMEOUT = 600, 3600  # s for importing; where golden answers are computed
 # What a worker needs of this process's environment; everything else stays here, PYTHONPATH above all.
 PASSED_ON = ("PATH", "HOME", "LANG", "TMPDIR", "LD_LIBRARY_PATH", "SYSTEMROOT")
 
@@ -26,6 +26,7 @@ class Opening:
 
     def __init__(self, members: Sequence[Member], stage: Path) -> None:
         self._sizes = {member.name: member.size for member in members}
+        self._timeout = PROVING_TIMEOUT if has_golden(members) else TIMEOUT
         self._stage = stage
         self._log = stage.with_name("log").open("w+", encoding="utf-8", errors="replace")
         environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
@@ -49,10 +50,10 @@ class Opening:
         """
         order = json.dumps({"archive": str(archive), "sizes": self._sizes})
         try:
-            answer, _ = self.process.communicate(order + "\n", timeout=TIMEOUT)
+            answer, _ = self.process.communicate(order + "\n", timeout=self._timeout)
             report = json.loads(answer)
         except subprocess.TimeoutExpired as error:
-            raise Refused(f"the archive's handler was not imported within {TIMEOUT} s") from error
+            raise Refused(f"the archive's handler was not imported within {self._timeout} s") from error
         except ValueError as error:
             raise Refused(
                 f"the clean process ended with status {self.process.returncode}", *self._last_lines()
@@ -73,14 +74,24 @@ class Opening:
         self._log.close()
 
 
+def has_golden(members: Sequence[Member]) -> bool:
+    """Whether answers are to be computed, for which the model is needed."""
+    return any(member.name.startswith(f"{GOLDEN}/") for member in members)
+
+
 @contextmanager
 def opening(members: Sequence[Member]) -> Iterator[Opening]:
     """Starts loading the handler from these members, in a private directory."""
     with tempfile.TemporaryDirectory(prefix="archiver-") as private:
         stage = Path(private, "archive")
+        proven = has_golden(members)
         for member in members:
-            if not member.name.startswith("model/") and member.size <= LARGEST:
-                path = stage / member.name
+            path = stage / member.name
+            if member.name.startswith("model/"):
+                if proven and isinstance(member.source, Path):
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.symlink_to(member.source.resolve())
+            elif member.size <= LARGEST or isinstance(member.source, bytes):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(member.content())
         worker = Opening(members, stage)

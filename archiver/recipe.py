@@ -18,6 +18,7 @@ from archiver.names import name_problem, version_problem
 from handler.config import ConfigError, ModelConfig, is_own, read_config
 from handler.rules import Problem, Rule, check, key, optional
 
+GOLDEN_REQUESTS = "golden.jsonl"  # of a recipe: a JSON request a line
 TEXT = Rule("a text", lambda value: isinstance(value, str) and bool(value))
 
 
@@ -44,6 +45,8 @@ class Flags:
     archive_format: str = "zip-store"
     extra_files: tuple[str, ...] = ()
     overrides: tuple[str, ...] = ()  # KEY=VALUE
+    golden: bool = False
+    golden_requests: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,8 @@ class Recipe:
     extensions: dict[str, str] = field(default_factory=dict)  # of the manifest: source, description
     extra_files: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    golden: bool = False  # whether golden answers are recorded
+    golden_requests: Path | None = None  # to these; None: to some that are made for the task
 
 
 def read(flags: Flags) -> Recipe:
@@ -86,7 +91,28 @@ def read(flags: Flags) -> Recipe:
     if file and file.description:
         extensions["description"] = file.description
     extra_files = (*flags.extra_files, *_own_module(flags, config))
-    return Recipe(name, version, folder, config, extensions, extra_files, tuple(warnings))
+    golden, requests = _golden(flags)
+    return Recipe(
+        name,
+        version,
+        folder,
+        config,
+        extensions,
+        extra_files,
+        tuple(warnings),
+        golden=golden,
+        golden_requests=requests,
+    )
+
+
+def _golden(flags: Flags) -> tuple[bool, Path | None]:
+    """Whether golden answers are wanted, and the file of requests: the one named, else the recipe's."""
+    if flags.golden_requests is not None:
+        if not flags.golden_requests.is_file():
+            raise Refused(f"--golden-requests {flags.golden_requests}: there is no such file")
+        return True, flags.golden_requests
+    own = flags.recipe / GOLDEN_REQUESTS if flags.recipe else None
+    return flags.golden, own if own and own.is_file() else None
 
 
 def _own_module(flags: Flags, config: ModelConfig) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ A script for `python -I`, which imports nothing of the repository: else its `han
 archive's. It runs in two steps, so that importing (seconds of torch) goes on while the weights are written:
 
 1. The first argument is a directory with the archive's files but model/. The handler is loaded from there by
-   TorchServe's own loader.
+   TorchServe's own loader. Where the archive has golden answers, model/ is there too, and has to give them.
 2. A line on stdin says where the finished archive is. What it holds must be what was loaded, byte for byte.
 
 One line of JSON on stdout says what is wrong and what is worth knowing.
@@ -22,9 +22,11 @@ import traceback
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 SUMS = "MAR-INF/SHA256SUMS"
+GOLDEN = "golden"
 
 
 def load(root: Path) -> tuple[list[str], list[str]]:
@@ -53,6 +55,8 @@ def load(root: Path) -> tuple[list[str], list[str]]:
     notes = _import_all(problems)
     own = _check_config(root / manifest["configFile"], problems)
     _check_places(root, own, problems)
+    if not problems and (root / GOLDEN).is_dir():
+        _prove(root / manifest["configFile"], problems)
     return problems, notes
 
 
@@ -95,6 +99,24 @@ def _check_config(path: Path, problems: list[str]) -> str | None:
     except Exception as error:
         problems.append(f"{task}: {type(error).__name__}: {error}")
     return module
+
+
+def _prove(path: Path, problems: list[str]) -> None:
+    """Loads the model as a worker does, which holds its answers against the golden ones; on the CPU."""
+    import yaml  # noqa: PLC0415
+
+    from handler import errors, pipeline  # noqa: PLC0415
+
+    document = {**yaml.safe_load(path.read_bytes()), "deviceType": "cpu"}
+    context = SimpleNamespace(
+        system_properties={"model_dir": str(path.parent), "gpu_id": None},
+        model_yaml_config=document,
+        model_name="golden",
+    )
+    try:
+        pipeline.load(context)
+    except errors.LoadError as error:
+        problems.append(str(error))
 
 
 def _check_places(root: Path, own: str | None, problems: list[str]) -> None:

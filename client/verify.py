@@ -66,27 +66,12 @@ def verify(
 
 def reference(loaded: tuple[Any, Any], prompt: str, about: Mapping[str, Any]) -> Any:
     """(length, layers x width) float32: every layer of the whole model, padding included."""
-    import torch  # noqa: PLC0415
+    from reference.answers import hidden_states, templated  # noqa: PLC0415
 
     model, tokenizer = loaded
-    for removed in about.get("remove", ()):  # TorchServe leaves out what is null
-        prompt = prompt.replace(removed, "")
-    messages = [{"role": "user", "content": prompt}]
-    if "system_message" in about:
-        messages.insert(0, {"role": "system", "content": about["system_message"]})
-    text = tokenizer.apply_chat_template(messages, tokenize=False, **about.get("template_options", {}))
-    inputs = tokenizer(
-        text,
-        add_special_tokens=False,
-        return_tensors="pt",
-        return_token_type_ids=False,
-        padding="max_length",
-        truncation=True,
-        max_length=about["max_length"],
-    )
-    with torch.inference_mode():
-        states = model(**inputs, output_hidden_states=True, use_cache=False).hidden_states
-    return torch.cat([states[layer][0] for layer in about["layers"]], dim=-1).float()
+    text = templated(tokenizer, prompt, about)
+    states, _ = hidden_states(model, tokenizer, text, about["max_length"], about["layers"])
+    return states.float()
 
 
 def _load(directory: Path) -> tuple[Any, Any]:

@@ -168,6 +168,12 @@ class HandlerConfig:
         integer(0), "bytes of answers that a worker remembers, for texts that come again; 0: none", 0
     )
     warm_up: bool = key(BOOLEAN, "run the model before the worker is READY", True)
+    golden_tolerance: float | None = key(
+        optional(number(1e-9, 2)),
+        "how far an answer may be from the archive's golden one: numbers by so much, vectors by so much of their"
+        " length; null: 0.0001 in float32, 0.01 in float16, 0.05 in bfloat16",
+        None,
+    )
     top_k: int | None = key(
         optional(integer(1)),
         "answer with the k best; null: all labels or texts, one answer to a question, five tokens for a mask",

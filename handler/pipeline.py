@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from handler import batch, devices, wire
+from handler import batch, devices, golden, wire
 from handler.batch import Deadline, Slot, distinct, each
 from handler.config import ModelConfig, read_config
 from handler.draining import Drain
@@ -31,6 +31,8 @@ from handler.text_encoder import Tokens
 from handler.wire import Message, Reply
 
 logger = logging.getLogger(__name__)
+
+UNHURRIED = 3600  # s for a batch that no client waits for
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,15 @@ class BatchPipeline:
         answers.measures.emit(context.metrics)
         return bodies
 
+    def answer(self, messages: Sequence[Message]) -> Sequence[Slot[Mapping[str, Any] | Tensors]]:
+        """Messages to documents, as one batch that may take its time: the way without the wire."""
+        measures = Measures(requests=len(messages))
+        requests = Requests(each(messages, self._parse), Deadline.after(UNHURRIED), measures)
+        about = About(self.model_name, measures.milliseconds)
+        return each(
+            self.inference(requests).slots, lambda done: self.task.answer(done.request, done.results, about)
+        )
+
     def describe(self) -> dict[str, Any]:
         """What `GET /models/NAME?customized=true` shows beside TorchServe's own."""
         handler = self.config.handler
@@ -138,7 +149,7 @@ class BatchPipeline:
         short, long = TextItem("warm", True), TextItem("warm " * min(512, self.task.max_tokens), True)
         full = max(2, self.batch_tokens // min(512, self.task.max_tokens))
         for items in ([short], [long], [short] * 2, [short, long], [*[short] * 2, *[long] * 2], [long] * full):
-            for output in self._compute(items, Deadline.after(3600), Measures()):
+            for output in self._compute(items, Deadline.after(UNHURRIED), Measures()):
                 if isinstance(output, HandlerError):
                     raise LoadError(f"the model does not run: {output}")
 
@@ -203,11 +214,14 @@ def load(context: Any) -> BatchPipeline:
         pipeline = BatchPipeline(config, task, context.model_name, device, threads, memory=memory)
         if config.handler.warm_up:
             pipeline.warm_up()
+        proven = golden.check(directory.parent / "golden", config.handler, pipeline.answer)
     except LoadError:
         raise
     except Exception as err:
         raise LoadError(f"{type(err).__name__}: {err}".splitlines()[0]) from err
     logger.info("serving %s on %s with %d CPU threads", config.handler.task, device, threads)
+    if proven:
+        logger.info("%d golden answers hold", proven)
     return pipeline
 
 

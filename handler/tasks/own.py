@@ -28,8 +28,7 @@ import torch
 from handler.batch import Slot
 from handler.config import HandlerConfig
 from handler.errors import LoadError
-from handler.request import Call, Limits, Request, TextItem, read_text_request
-from handler.rules import BOOLEAN, key
+from handler.request import Call, Limits, Request, TextItem, read_parameters, read_texts
 from handler.tasks.base import About, document, require_finite
 from handler.tensors import WRITERS, Tensors
 from handler.text_encoder import Rows, Tokens
@@ -37,9 +36,7 @@ from handler.text_encoder import Rows, Tokens
 
 @dataclass(frozen=True)
 class Parameters:
-    """What a request may ask for."""
-
-    truncation: bool = key(BOOLEAN, "for the task to read", True)
+    """What a request may ask for: nothing, as `run` is given texts only."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +64,8 @@ class OwnTask:
 
     def parse(self, call: Call) -> Request:
         """Texts."""
-        return read_text_request(call, Parameters, self.limits)
+        items = tuple(TextItem(text, True) for text in read_texts(call, self.limits))
+        return Request(items, call.single, read_parameters(call, Parameters), media_type=call.media_type)
 
     def encode(self, items: Sequence[TextItem]) -> list[Slot[Rows]]:
         """Each text with its size: `length(text)` where the class has it, else 1."""

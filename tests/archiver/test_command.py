@@ -21,7 +21,8 @@ def test_build_inspect_verify(command, model, store):
     done = command("inspect", "--json", store / "m.mar")
     assert json.loads(done.stdout)["config"]["handler"]["max_tokens"] == 256
     data = bytearray((store / "m.mar").read_bytes())
-    data[len(data) // 2] ^= 1
+    weights = (model / "model.safetensors").read_bytes()
+    data[data.index(weights) + len(weights) // 2] ^= 1
     (store / "m.mar").write_bytes(data)
     done = command("verify", store / "m.mar")
     assert (done.returncode, done.stdout) == (1, "")

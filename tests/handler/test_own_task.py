@@ -99,6 +99,12 @@ def test_one_texts_failure_is_its_requests_alone(room):
     assert listed["predictions"] == [{"score": 2}, {"score": 4}]
 
 
+def test_a_parameter_that_nobody_reads_is_refused(room):
+    service = worker.start(room, task="own_scorer:Scorer")
+    status, answered = frames.answer(service, text="a", truncation=False)
+    assert status == 422 and "truncation: unknown key" in answered["error"]["message"]
+
+
 def test_as_many_results_as_texts(room):
     service = worker.start(room, task="own_scorer:Short", warm_up=False)
     assert frames.answer(service, text="a")[0] == 500
