@@ -42,6 +42,9 @@ def _add_build(build: argparse.ArgumentParser) -> None:
         "recipe", nargs="?", type=Path, metavar="RECIPE", help="a directory such as recipes/sentiment"
     )
     build.add_argument("--model", metavar="MODEL", help="a directory, or HUB_ID[@REVISION]")
+    build.add_argument(
+        "--tokenizer", metavar="MODEL", help="whose tokenizer to take; default: the model's, or as the recipe says"
+    )
     build.add_argument("--task", help="what the model does, such as text-classification")
     build.add_argument("--model-name", metavar="NAME", help="its name in URLs, and the archive's")
     build.add_argument("-v", "--version", help="its version in URLs")
@@ -84,6 +87,7 @@ def _build(flags: argparse.Namespace) -> int:
         recipe.Flags(
             recipe=flags.recipe,
             model=flags.model,
+            tokenizer=flags.tokenizer,
             task=flags.task,
             model_name=flags.model_name,
             version=flags.version,

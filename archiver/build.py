@@ -70,7 +70,7 @@ def build(
     if archive_format != "no-archive" and target.is_dir():
         raise Refused(f"{target}: is a directory; an archive cannot replace it")
     when = clock()
-    chosen = snapshot.choose(recipe.model)
+    chosen = snapshot.choose(recipe.model, recipe.tokenizer)
     if unfit := fitting.problems(recipe.config.handler, chosen):
         raise Refused(*unfit)
     layout.members(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 from archiver.snapshot import Snapshot
@@ -28,5 +27,4 @@ def problems(config: HandlerConfig, snapshot: Snapshot) -> list[str]:
 
 
 def _read(snapshot: Snapshot, name: str) -> dict[str, Any]:
-    path: Path = snapshot.root / name
-    return dict(json.loads(path.read_text())) if name in snapshot.files else {}
+    return dict(json.loads(snapshot.sources[name].read_text())) if name in snapshot.files else {}

@@ -37,7 +37,7 @@ def record(recipe: Recipe, snapshot: Snapshot, say: Callable[[str], None]) -> li
     module = f"{task.partition(':')[0]}.py" if is_own(task) else None
     with tempfile.TemporaryDirectory(prefix="golden-") as private:
         job = {
-            "model": str(snapshot.root.resolve()),
+            "model": str(_model(snapshot, Path(private, "model"))),
             "handler": handler,
             "requests": requests,
             "module": next((file for file in recipe.extra_files if Path(file).name == module), None),
@@ -50,6 +50,14 @@ def record(recipe: Recipe, snapshot: Snapshot, say: Callable[[str], None]) -> li
             for name, path in found.items()
             if path.is_file()
         ]
+
+
+def _model(snapshot: Snapshot, place: Path) -> Path:
+    """A directory that holds what the archive's model/ will, by links."""
+    for name, source in snapshot.sources.items():
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).symlink_to(source)
+    return place
 
 
 def _run(job: dict[str, Any], path: Path, say: Callable[[str], None]) -> None:

@@ -9,17 +9,20 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from archiver.errors import Refused
-from archiver.snapshot import KEPT, LEFT_DIRECTORIES
+from archiver.snapshot import KEPT, LEFT_DIRECTORIES, TEKKEN, TOKENIZER_FILES
 
 HUB_ID = re.compile(r"(?P<id>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?", re.ASCII)
 COMMIT = re.compile(r"[0-9a-f]{40}")
 CONNECT_TIMEOUT = 5  # s
 WANTED = [f"*{suffix}" for suffix in KEPT] + ["LICENSE*", "NOTICE*", "*vocab*", "*merges*"]
 UNWANTED = [f"{name}/*" for name in LEFT_DIRECTORIES] + ["*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.py"]
+UNWANTED += ["consolidated*.safetensors"]  # the same weights again, as Mistral's own library reads them
 
 
-def fetch(text: str) -> tuple[Path, str, list[str]]:
+def fetch(text: str, *, tokenizer_only: bool = False) -> tuple[Path, str, list[str]]:
     """Finds HUB_ID[@REVISION] in the hub's local cache, or downloads it; never pickles, never code.
+
+    With `tokenizer_only`, none of its weights.
 
     Returns:
         the directory, ID@COMMIT, and warnings.
@@ -36,7 +39,8 @@ def fetch(text: str) -> tuple[Path, str, list[str]]:
 
     unreachable = _unreachable()
     try:
-        folder = _download(name, revision, cached_only=unreachable is not None)
+        wanted = sorted(TOKENIZER_FILES - {TEKKEN}) if tokenizer_only else WANTED
+        folder = _download(name, revision, wanted, cached_only=unreachable is not None)
     except (OSError, HFValidationError, httpx2.HTTPError) as error:  # what the hub's client lets through
         reason = unreachable or f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         raise Refused(
@@ -66,7 +70,7 @@ def _unreachable() -> str | None:
     return None
 
 
-def _download(name: str, revision: str, *, cached_only: bool) -> Path:
+def _download(name: str, revision: str, wanted: list[str], *, cached_only: bool) -> Path:
     from huggingface_hub import snapshot_download  # noqa: PLC0415
     from huggingface_hub.utils import logging  # noqa: PLC0415
 
@@ -75,7 +79,7 @@ def _download(name: str, revision: str, *, cached_only: bool) -> Path:
         snapshot_download(
             name,
             revision=revision,
-            allow_patterns=WANTED,
+            allow_patterns=wanted,
             ignore_patterns=UNWANTED,
             local_files_only=cached_only,
         )

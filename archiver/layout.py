@@ -45,7 +45,7 @@ def members(
     config = yaml.safe_dump(recipe.config.document(), sort_keys=False).encode()
     about = manifest.manifest(recipe.name, recipe.version, recipe.extensions, when)
     found = [_text(manifest.MANIFEST, about), _text(manifest.CONFIG, config), *_handler(handler_room)]
-    found += [Member(f"model/{name}", snapshot.root / name, size) for name, size in snapshot.files.items()]
+    found += [Member(f"model/{name}", snapshot.sources[name], size) for name, size in snapshot.files.items()]
     found += [*_extra(recipe.extra_files), *golden]
     return sorted(found, key=lambda member: member.name)
 

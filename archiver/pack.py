@@ -106,7 +106,7 @@ def write_directory(
     folder: Path, snapshot: Snapshot, members: Iterable[Member], when: int, progress: Progress
 ) -> None:
     """A directory whose model/ links to the weights; they are read, for their digests, and not copied."""
-    whole = not snapshot.left_out  # or a link to the directory itself would bring in what was left out
+    whole = snapshot.is_root  # or a link to the directory itself would bring in what was left out
     if whole:
         os.symlink(snapshot.root, folder / "model")
 

@@ -29,6 +29,9 @@ class RecipeFile:
     name: str = key(TEXT, "the model's name in URLs")
     version: str = key(TEXT, "the model's version in URLs")
     model: str = key(TEXT, "HUB_ID@REVISION, or a directory relative to the recipe", "model")
+    tokenizer: str | None = key(
+        optional(TEXT), "HUB_ID@REVISION, or a directory, whose tokenizer is taken in place of the model's", None
+    )
     description: str | None = key(optional(TEXT), "a sentence for people", None)
 
 
@@ -38,6 +41,7 @@ class Flags:
 
     recipe: Path | None = None
     model: str | None = None
+    tokenizer: str | None = None
     task: str | None = None
     model_name: str | None = None
     version: str | None = None
@@ -60,6 +64,7 @@ class Recipe:
     extensions: dict[str, str] = field(default_factory=dict)  # of the manifest: source, description
     extra_files: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    tokenizer: Path | None = None  # a directory whose tokenizer takes the place of the model's
     golden: bool = False  # whether golden answers are recorded
     golden_requests: Path | None = None  # to these; None: to some that are made for the task
 
@@ -88,6 +93,9 @@ def read(flags: Flags) -> Recipe:
         raise Refused(*problems)
     folder, source, warnings = _find_model(flags, file)
     extensions = {"source": source} if source else {}
+    tokenizer, tokenizer_source, more = _find_tokenizer(flags, file)
+    if tokenizer_source:
+        extensions["tokenizer"] = tokenizer_source
     if file and file.description:
         extensions["description"] = file.description
     extra_files = (*flags.extra_files, *_own_module(flags, config))
@@ -99,7 +107,8 @@ def read(flags: Flags) -> Recipe:
         config,
         extensions,
         extra_files,
-        tuple(warnings),
+        (*warnings, *more),
+        tokenizer=tokenizer,
         golden=golden,
         golden_requests=requests,
     )
@@ -130,14 +139,25 @@ def _own_module(flags: Flags, config: ModelConfig) -> tuple[str, ...]:
 def _find_model(flags: Flags, file: RecipeFile | None) -> tuple[Path, str | None, list[str]]:
     """The model's directory, its hub id where it has one, and warnings."""
     if flags.model or file is None or flags.recipe is None:
-        text, base = flags.model or "", Path()
-    else:
-        text, base = file.model, flags.recipe
+        return _find(Path(), flags.model or "")
+    return _find(flags.recipe, file.model)
+
+
+def _find_tokenizer(flags: Flags, file: RecipeFile | None) -> tuple[Path | None, str | None, list[str]]:
+    """As _find_model; a recipe's tokenizer goes with the recipe's model, and not with another."""
+    if flags.tokenizer:
+        return _find(Path(), flags.tokenizer, tokenizer_only=True)
+    if flags.model or file is None or flags.recipe is None or not file.tokenizer:
+        return None, None, []
+    return _find(flags.recipe, file.tokenizer, tokenizer_only=True)
+
+
+def _find(base: Path, text: str, *, tokenizer_only: bool = False) -> tuple[Path, str | None, list[str]]:
     if (base / text).is_dir():
         return base / text, None, []
     if text.startswith((".", "/", "~")) or text.count("/") > 1 or text == "model":
         raise Refused(f"{base / text}: there is no such model directory")
-    return fetch(text)
+    return fetch(text, tokenizer_only=tokenizer_only)
 
 
 def _read_recipe_file(flags: Flags, problems: list[str]) -> RecipeFile | None:

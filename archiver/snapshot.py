@@ -41,6 +41,24 @@ CHECKPOINT = re.compile(r"checkpoint-\d+")  # the Trainer leaves them beside the
 TRAINING_STATE = re.compile(
     r"(training_args|optimizer|scheduler|scaler|rng_state(_\d+)?|global_step.*)\.(bin|pth?)"
 )
+TEKKEN = "tekken.json"  # Mistral's own form of a tokenizer, which transformers reads by another library
+TOKENIZER_FILES = frozenset(
+    {
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "chat_template.jinja",
+        "chat_template.json",
+        "vocab.json",
+        "vocab.txt",
+        "merges.txt",
+        "tokenizer.model",
+        "spiece.model",
+        TEKKEN,
+    }
+)
+CONSOLIDATED = re.compile(r"consolidated.*\.safetensors")  # the same weights as Mistral's own library reads them
 WEIGHTS = frozenset({"model.safetensors", "model" + INDEX_SUFFIX})  # what transformers looks for
 MAX_JSON = 4_000_000  # bytes; settings are small, vocabularies are not and name no code
 
@@ -52,6 +70,12 @@ class Snapshot:
     root: Path  # absolute
     files: dict[str, int]  # path under root, with slashes, sorted -> bytes
     left_out: dict[str, str]  # path -> why; a directory's ends in a slash
+    sources: dict[str, Path]  # path -> where the file lies: under root, but for another tokenizer's
+
+    @property
+    def is_root(self) -> bool:
+        """Whether it is the directory as it stands, with nothing left out and nothing from elsewhere."""
+        return not self.left_out and all(path.is_relative_to(self.root) for path in self.sources.values())
 
     @property
     def size(self) -> int:
@@ -59,14 +83,18 @@ class Snapshot:
         return sum(self.files.values())
 
 
-def choose(root: Path) -> Snapshot:
+def choose(root: Path, tokenizer: Path | None = None) -> Snapshot:
     """Decides on every file of a model directory.
+
+    Args:
+        root: the directory.
+        tokenizer: where given, the directory whose tokenizer takes the place of the model's own.
 
     Raises:
         Refused: the model cannot be packed; every file that is in the way, and why.
     """
     root = root.resolve()
-    files: dict[str, int] = {}
+    sources: dict[str, Path] = {}
     left_out: dict[str, str] = {}
     problems: list[str] = []
     for name, path in _walk(root, left_out, problems):
@@ -76,12 +104,31 @@ def choose(root: Path) -> Snapshot:
         elif problem := _not_a_file(path) or _name_problem(name):
             problems.append(f"{name}: {problem}")
         else:
-            files[name] = path.stat().st_size
-    files = dict(sorted(files.items()))
-    problems += [*_missing(files, left_out), *_broken(root, files), *_remote_code(root, files)]
+            sources[name] = path
+    if tokenizer:
+        left_out.update({name: "another tokenizer is asked for" for name in sources if name in TOKENIZER_FILES})
+        sources = {name: path for name, path in sources.items() if name not in TOKENIZER_FILES}
+        sources.update(_tokenizer(tokenizer.resolve(), problems))
+    sources = dict(sorted(sources.items()))
+    files = {name: path.stat().st_size for name, path in sources.items()}
+    problems += [*_missing(files, left_out), *_broken(sources, files), *_remote_code(sources, files)]
     if problems:
         raise Refused(*problems)
-    return Snapshot(root, files, dict(sorted(left_out.items())))
+    return Snapshot(root, files, dict(sorted(left_out.items())), sources)
+
+
+def _tokenizer(root: Path, problems: list[str]) -> dict[str, Path]:
+    """The files of another model's tokenizer, but those that transformers does not read."""
+    found = {}
+    for name in sorted(TOKENIZER_FILES - {TEKKEN}):
+        if os.path.lexists(root / name):
+            found[name] = root / name
+            if problem := _not_a_file(found[name]):
+                problems.append(f"tokenizer: {name}: {problem}")
+                del found[name]
+    if "tokenizer.json" not in found:
+        problems.append(f"tokenizer: {root}: holds no tokenizer.json")
+    return found
 
 
 def why_left_out(name: str) -> str | None:
@@ -92,7 +139,7 @@ def why_left_out(name: str) -> str | None:
         return "hidden"
     if suffix in PICKLES:
         return "a pickle"
-    if suffix in OTHER_WEIGHTS:
+    if suffix in OTHER_WEIGHTS or CONSOLIDATED.fullmatch(last.name):
         return "weights in another format"
     if suffix == ".py":
         return "code"
@@ -172,23 +219,23 @@ def _pickled_weights(folder: PurePosixPath, left_out: dict[str, str]) -> Iterato
             yield name
 
 
-def _broken(root: Path, files: dict[str, int]) -> Iterator[str]:
+def _broken(sources: dict[str, Path], files: dict[str, int]) -> Iterator[str]:
     for name, size in files.items():
-        problem = pointer_problem(root / name, size)
+        problem = pointer_problem(sources[name], size)
         if problem is None and name.endswith(".safetensors"):
-            problem = safetensors_problem(root / name, size)
+            problem = safetensors_problem(sources[name], size)
         if problem is not None:
             yield f"{name}: {problem}"
         elif name.endswith(INDEX_SUFFIX):
-            yield from shard_problems(name, root / name, files)
+            yield from shard_problems(name, sources[name], files)
 
 
-def _remote_code(root: Path, files: dict[str, int]) -> Iterator[str]:
+def _remote_code(sources: dict[str, Path], files: dict[str, int]) -> Iterator[str]:
     for name, size in files.items():
-        if not name.endswith(".json") or size > MAX_JSON or pointer_problem(root / name, size):
+        if not name.endswith(".json") or size > MAX_JSON or pointer_problem(sources[name], size):
             continue
         try:
-            document = json.loads((root / name).read_bytes())
+            document = json.loads(sources[name].read_bytes())
         except (ValueError, RecursionError):
             yield f"{name}: is not JSON"
             continue

@@ -77,7 +77,9 @@ def reference(loaded: tuple[Any, Any], prompt: str, about: Mapping[str, Any]) ->
 def _load(directory: Path) -> tuple[Any, Any]:
     import transformers  # noqa: PLC0415
 
+    from reference.answers import prompt_tokenizer  # noqa: PLC0415
+
     transformers.logging.disable_progress_bar()
     offline = {"local_files_only": True, "trust_remote_code": False}
     model = transformers.AutoModel.from_pretrained(directory, dtype="float32", use_safetensors=True, **offline)
-    return model.eval(), transformers.AutoTokenizer.from_pretrained(directory, **offline)
+    return model.eval(), prompt_tokenizer(directory)

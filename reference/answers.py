@@ -8,6 +8,7 @@ no times, no names.
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -187,7 +188,7 @@ def fill_mask(model: Path, handler: Handler) -> Ask:
 
 def prompt_encoding(model: Path, handler: Handler) -> Ask:
     """What diffusers' FLUX.2 pipelines do: template, padding to the maximum, every layer of the whole model."""
-    tokenizer = transformers.AutoTokenizer.from_pretrained(model, **OFFLINE)
+    tokenizer = prompt_tokenizer(model)
     attention = {"attn_implementation": handler["attention"]} if handler.get("attention") else {}
     whole = transformers.AutoModel.from_pretrained(
         model, dtype=handler["dtype"], use_safetensors=True, **attention, **OFFLINE
@@ -212,6 +213,14 @@ def prompt_encoding(model: Path, handler: Handler) -> Ask:
         return Answer(document, {"prompt_embeds": states, "text_ids": ids})
 
     return ask
+
+
+def prompt_tokenizer(model: Path) -> Any:
+    """The model's, with the chat template of its processor where it has none of its own."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model, **OFFLINE)
+    if not tokenizer.chat_template:
+        tokenizer.chat_template = json.loads((model / "chat_template.json").read_text())["chat_template"]
+    return tokenizer
 
 
 def templated(tokenizer: Any, prompt: str, handler: Handler) -> str:

@@ -18,7 +18,7 @@ from handler.batch import Slot
 from handler.config import HandlerConfig
 from handler.errors import InvalidRequest, LoadError, TooLarge
 from handler.layers import LowerLayers
-from handler.loading import DTYPES, OFFLINE, check_directory
+from handler.loading import DTYPES, OFFLINE, check_directory, read_json
 from handler.request import Call, Limits, Request, TextItem, read_text_request
 from handler.rules import BOOLEAN, integer, key, optional
 from handler.tasks.base import About, require_finite
@@ -251,5 +251,9 @@ def build(config: HandlerConfig, directory: Path, device: torch.device) -> Promp
     """Loads the layers. Raises LoadError."""
     check_directory(directory)
     tokenizer = transformers.AutoTokenizer.from_pretrained(directory, **OFFLINE)
+    # Where multi-modal models keep it for their processor, which transformers' tokenizers do not look at.
+    tokenizer.chat_template = tokenizer.chat_template or read_json(directory / "chat_template.json").get(
+        "chat_template"
+    )
     layers = LowerLayers(directory, config.layers or (), DTYPES[config.dtype], device, config.attention)
     return PromptEncoding(config, tokenizer, layers)

@@ -164,3 +164,15 @@ def test_the_script_takes_paths_from_where_the_user_is(house, model, store, tmp_
     done = run("recipes/mood")
     assert (done.returncode, done.stdout) == (0, f"{house / 'model_store' / 'mood.mar'}\n"), done.stderr
     assert run("--help").returncode == 0
+
+
+def test_the_tokenizer_of_another_directory(command, model, store, tmp_path):
+    shutil.copytree(model, tmp_path / "other")
+    (tmp_path / "other" / "tokenizer.json").write_text('{"other": 1}')
+    flags = ("--tokenizer", "other", "--export-path", "store", "--archive-format", "no-archive")
+    done = command("build", "--model", "model", *ANY, *flags)
+    assert done.returncode == 0 and "left out tokenizer.json: another tokenizer is asked for" in done.stderr
+    assert (store / "m" / "model" / "tokenizer.json").read_text() == '{"other": 1}'
+    assert command("verify", store / "m").returncode == 0
+    done = command("build", "--model", "model", *ANY, "--tokenizer", "./nowhere", "--export-path", "store", "-f")
+    assert done.returncode == 1 and "there is no such model directory" in done.stderr

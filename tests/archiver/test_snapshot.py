@@ -166,3 +166,31 @@ def test_says_everything_at_once(model):
     (model / "config.json").write_text("{")
     (model / "model.safetensors").write_bytes(b"")
     assert len(refusal(model)) == 2
+
+
+def test_another_models_tokenizer_takes_the_place_of_its_own(model, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    (model / "tekken.json").write_text("{}")
+    (model / "vocab.txt").write_text("its own")
+    for name in ("tokenizer.json", "chat_template.jinja", "tekken.json", "config.json"):
+        (other / name).write_text("{ }")
+    chosen = snapshot.choose(model, other)
+    assert chosen.sources["tokenizer.json"] == other / "tokenizer.json"
+    assert chosen.files["chat_template.jinja"] == 3
+    assert chosen.sources["config.json"] == model / "config.json"
+    assert not {"tekken.json", "vocab.txt", "tokenizer_config.json"} & chosen.files.keys()
+    assert chosen.left_out.keys() == {"tekken.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt"}
+    assert not chosen.is_root and snapshot.choose(model).is_root
+
+
+def test_a_tokenizer_that_is_none(model, tmp_path):
+    (tmp_path / "tokenizer_config.json").symlink_to("nowhere")
+    with pytest.raises(Refused) as caught:
+        snapshot.choose(model, tmp_path)
+    assert len(caught.value.problems) == 2 and "holds no tokenizer.json" in caught.value.problems[1]
+
+
+def test_mistrals_own_copy_of_the_weights_is_left_out(model):
+    write_safetensors(model / "consolidated.safetensors", 10)
+    assert snapshot.choose(model).left_out == {"consolidated.safetensors": "weights in another format"}

@@ -1,0 +1,128 @@
+"""recipes/flux2-prompt and flux2-klein-prompt, with tiny models of the same kind and depth where the hub's cache is."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import shutil
+import zipfile
+
+import pytest
+import torch
+import yaml
+from diffusers.pipelines.flux2.pipeline_flux2 import Flux2Pipeline
+from diffusers.pipelines.flux2.pipeline_flux2_klein import Flux2KleinPipeline
+from diffusers.pipelines.flux2.system_messages import SYSTEM_MESSAGE
+from transformers import AutoTokenizer, Mistral3ForConditionalGeneration, Qwen3ForCausalLM
+
+from archiver.snapshot import TOKENIZER_FILES
+from client import InferenceClient
+from tests.support import archives, tiny_models
+from tests.support.serving import ROOT, Serving
+
+pytestmark = pytest.mark.server
+
+RECIPES = {
+    "flux2-prompt": (Flux2Pipeline._get_mistral_3_small_prompt_embeds, 40),
+    "flux2-klein-prompt": (Flux2KleinPipeline._get_qwen3_prompt_embeds, 36),
+}
+PROMPTS = ["a wonderful story", "", "the film [IMG]was not good"]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Recipe -> a model directory as transformers writes it."""
+    folder = tmp_path_factory.mktemp("models")
+    return {
+        "flux2-prompt": tiny_models.prompt_encoder(folder / "mistral", layers=40, hidden=128),
+        "flux2-klein-prompt": tiny_models.right_prompt_encoder(folder / "qwen", layers=36, hidden=128),
+    }
+
+
+@pytest.fixture(scope="module")
+def store(models, tmp_path_factory):
+    """The recipes' archives, with golden answers."""
+    folder, home = tmp_path_factory.mktemp("store"), tmp_path_factory.mktemp("hub")
+    for name in RECIPES:
+        recipe = yaml.safe_load((ROOT / "recipes" / name / "recipe.yaml").read_text())
+        place = cached(home, recipe["model"])
+        shutil.copytree(models[name], place, dirs_exist_ok=True)
+        if "tokenizer" in recipe:
+            split_as_mistral_does(place, cached(home, recipe["tokenizer"]))
+        built = archives.build(
+            str(ROOT / "recipes" / name),
+            "--golden",
+            "--export-path",
+            str(folder),
+            HF_HOME=str(home),
+            HF_HUB_OFFLINE="1",
+        )
+        assert built.returncode == 0, built.stderr
+        assert "warning" not in built.stderr
+    return folder
+
+
+def cached(home, source):
+    """Where the hub's cache has a model."""
+    name, revision = source.split("@")
+    place = home / "hub" / f"models--{name.replace('/', '--')}" / "snapshots" / revision
+    place.mkdir(parents=True)
+    return place
+
+
+def split_as_mistral_does(model, tokenizer):
+    """3.2 has Mistral's own tokenizer and its weights twice; 3.1 the tokenizer, its template where processors have it."""
+    for name in TOKENIZER_FILES:
+        if (model / name).exists():
+            shutil.move(model / name, tokenizer / name)
+    template = (tokenizer / "chat_template.jinja").read_text()
+    (tokenizer / "chat_template.jinja").unlink()
+    (tokenizer / "chat_template.json").write_text(json.dumps({"chat_template": template}))
+    (tokenizer / "config.json").write_text("{}")
+    (model / "tekken.json").write_text("{}")
+    shutil.copy(model / "model.safetensors", model / "consolidated.safetensors")
+
+
+def reference(name, model):
+    """What diffusers makes of the prompts, by its own defaults, in bfloat16."""
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    kind = Mistral3ForConditionalGeneration if name == "flux2-prompt" else Qwen3ForCausalLM
+    loaded = kind.from_pretrained(model, dtype=torch.bfloat16).eval()
+    with torch.inference_mode():
+        return RECIPES[name][0](loaded, tokenizer, PROMPTS)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_recipe_says_what_diffusers_does(name):
+    handler = yaml.safe_load((ROOT / "recipes" / name / "model-config.yaml").read_text())["handler"]
+    defaults = inspect.signature(RECIPES[name][0]).parameters
+    assert handler["layers"] == list(defaults["hidden_states_layers"].default)
+    assert handler["max_length"] == defaults["max_sequence_length"].default
+    if name == "flux2-prompt":
+        assert handler["system_message"] == SYSTEM_MESSAGE
+    width = 5120 if name == "flux2-prompt" else 2560  # of Mistral-Small-3 and of Qwen3-4B
+    answer = handler["max_items"] * 512 * (3 * width * 2 + 4 * 8)
+    assert answer < handler["max_response_bytes"] < answer * 1.25
+
+
+def test_only_what_is_read_is_packed(store):
+    with zipfile.ZipFile(store / "flux2-prompt.mar") as archive:
+        names = set(archive.namelist())
+    assert {"model/tokenizer.json", "model/chat_template.json", "golden/cases.json"} <= names
+    assert not {"model/tekken.json", "model/consolidated.safetensors"} & names
+
+
+@pytest.fixture(scope="module")
+def server(store):
+    with Serving(store, [f"{name}.mar" for name in RECIPES]) as running:
+        yield running
+    assert running.status == 0
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_it_serves_what_diffusers_computes(name, server, models):
+    with InferenceClient(server.inference_url) as client:
+        found = client.encode_prompt(name, PROMPTS).prompt_embeds
+    wanted = reference(name, models[name])
+    assert found.dtype == torch.bfloat16 and found.shape == wanted.shape
+    assert torch.nn.functional.cosine_similarity(found.float(), wanted.float(), dim=-1).min() >= 0.9999
