@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from client.errors import BadReply
@@ -23,6 +23,48 @@ class EncodedPrompts:
     text_ids: Any  # (prompts, length, 4) int64, or such a list
     tokens: tuple[int, ...]  # of each prompt, its template included
     truncated: tuple[bool, ...]  # whether a prompt was cut
+    length: int | None = None  # of compact answers: the tokens that each has with its padding
+    padding: Any = None  # (layers x width,): what a row of padding holds, where the service can say it
+
+    def padded(self) -> EncodedPrompts:
+        """A compact answer as it would have been without `compact`: padding before each prompt's own tokens.
+
+        Raises:
+            ValueError: the service did not say what its padding holds. It does where padding is on the left.
+        """
+        if self.length is None:
+            return self
+        if self.padding is None:
+            raise ValueError("the service has not said what its padding holds; ask it without compact")
+        embeds = [_filled(own, self.padding, self.length) for own in self.prompt_embeds]
+        ids = [_filled(own, own[0] * 0, self.length) for own in self.text_ids]
+        for own in ids:
+            for place in range(self.length):
+                own[place, 3] = place
+        return replace(self, prompt_embeds=_stack(embeds), text_ids=_stack(ids), length=None, padding=None)
+
+
+def _filled(own: Any, row: Any, length: int) -> Any:
+    """(length, width): the row as often as needed, then one's own."""
+    missing = length - len(own)
+    shape = (length, own.shape[1])
+    full = own.new_empty(shape) if hasattr(own, "new_empty") else _numpy().empty(shape, own.dtype)
+    full[:missing], full[missing:] = row, own
+    return full
+
+
+def _stack(parts: Sequence[Any]) -> Any:
+    if hasattr(parts[0], "new_empty"):
+        import torch  # noqa: PLC0415  they are its tensors
+
+        return torch.stack(list(parts))
+    return _numpy().stack(parts)
+
+
+def _numpy() -> Any:
+    import numpy  # noqa: PLC0415  the rest of the client needs none
+
+    return numpy
 
 
 def read(reply: Reply, prompts: int) -> EncodedPrompts:
@@ -30,7 +72,9 @@ def read(reply: Reply, prompts: int) -> EncodedPrompts:
     try:
         arrays, said = parse(reply.body)
         found = [_part(arrays, name, prompts) for name in ("prompt_embeds", "text_ids")]
-        return EncodedPrompts(found[0], found[1], tuple(said["tokens"]), tuple(said["truncated"]))
+        padding = arrays["padding"][0] if "padding" in arrays else None
+        tokens, truncated, length = tuple(said["tokens"]), tuple(said["truncated"]), said.get("length")
+        return EncodedPrompts(found[0], found[1], tokens, truncated, length, padding)
     except (ValueError, KeyError, TypeError) as error:
         raise BadReply(reply.url, f"answered no encoded prompts: {type(error).__name__}") from error
 
@@ -47,8 +91,7 @@ def parse(body: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _array(data: memoryview, about: Mapping[str, Any]) -> Any:
-    import numpy as np  # noqa: PLC0415  the rest of the client needs none
-
+    np = _numpy()
     begin, end = about["data_offsets"]
     raw = np.frombuffer(data[begin:end], DTYPES[about["dtype"]]).reshape(about["shape"])
     try:

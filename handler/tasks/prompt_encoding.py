@@ -137,19 +137,22 @@ class PromptEncoding:
         return [self._with_padding(item, encoded) for item, (encoded,) in zip(request.items, outputs, strict=True)]
 
     def answer(self, request: Request, results: Sequence[Encoded], about: About) -> Tensors:
-        """What diffusion models take, and what is said beside it."""
-        return Tensors(
-            {
-                "prompt_embeds": [result.states for result in results],
-                "text_ids": [_text_ids(result) for result in results],
-            },
-            {
-                "dtype": self.config.dtype,
-                "tokens": [result.count for result in results],
-                "truncated": [result.truncated for result in results],
-                "time_ms": about.inference_time_ms,
-            },
-        )
+        """What diffusion models take, and what is said beside it; with `compact`, what the client pads with."""
+        tensors = {
+            "prompt_embeds": [result.states for result in results],
+            "text_ids": [_text_ids(result) for result in results],
+        }
+        said = {
+            "dtype": self.config.dtype,
+            "tokens": [result.count for result in results],
+            "truncated": [result.truncated for result in results],
+            "time_ms": about.inference_time_ms,
+        }
+        if request.parameters.compact:
+            said["length"] = request.parameters.max_sequence_length or self.max_tokens
+            if self.padding is not None:
+                tensors["padding"] = [self.padding]
+        return Tensors(tensors, said)
 
     def describe(self) -> dict[str, Any]:
         """Which hidden states these are."""

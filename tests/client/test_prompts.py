@@ -53,6 +53,35 @@ def test_without_torch_they_are_arrays(dtype):
     assert values == [[[1.5, -2.0]], [[0.0, 3.25]]]
 
 
+PADDED = """
+found = read(Reply("", 200, "", sys.stdin.buffer.read()), 2).padded()
+print(json.dumps([found.prompt_embeds.tolist(), found.text_ids.tolist()]))
+"""
+
+
+def compact(**more):
+    """Two prompts of one and of two tokens, three with padding."""
+    parts = {f"prompt_embeds.{place}": torch.full((place + 1, 2), 7.0) for place in (0, 1)}
+    ids = {f"text_ids.{place}": torch.ones(place + 1, 4, dtype=torch.int64) for place in (0, 1)}
+    return safetensors.torch.save({**parts, **ids, **more}, {**SAID, "length": "3"})
+
+
+def test_padding_a_compact_answer():
+    content = compact(padding=torch.tensor([[1.0, 2.0]]))
+    found = read(reply(content), 2).padded()
+    assert found.prompt_embeds.tolist() == [[[1, 2], [1, 2], [7, 7]], [[1, 2], [7, 7], [7, 7]]]
+    ids = [[[0, 0, 0, 0], [0, 0, 0, 1], [1, 1, 1, 2]], [[0, 0, 0, 0], [1, 1, 1, 1], [1, 1, 1, 2]]]
+    assert found.text_ids.tolist() == ids
+    script = WITHOUT_TORCH.partition("embeds = ")[0] + PADDED
+    ended = subprocess.run([sys.executable, "-c", script], input=content, capture_output=True, check=True)
+    assert json.loads(ended.stdout) == [found.prompt_embeds.tolist(), found.text_ids.tolist()]
+
+
+def test_padding_that_nobody_has_told_is_not_made_up():
+    with pytest.raises(ValueError, match="ask it without compact"):
+        read(reply(compact()), 2).padded()
+
+
 def test_different_lengths_are_a_list():
     parts = {
         f"{name}.{place}": torch.ones(place + 1, 2) for name in ("prompt_embeds", "text_ids") for place in (0, 1)

@@ -1,4 +1,4 @@
-"""recipes/flux2-prompt and flux2-klein-prompt, with tiny models of the same kind and depth where the hub's cache is."""
+"""The recipes for FLUX.2, with tiny models of the same kind and depth in place of what the hub's cache holds."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def cached(home, source):
 
 
 def split_as_mistral_does(model, tokenizer):
-    """3.2 has Mistral's own tokenizer and its weights twice; 3.1 the tokenizer, its template where processors have it."""
+    """3.2 has Mistral's own tokenizer, and its weights twice; 3.1 the tokenizer, with a processor's template."""
     for name in TOKENIZER_FILES:
         if (model / name).exists():
             shutil.move(model / name, tokenizer / name)

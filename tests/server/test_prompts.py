@@ -103,6 +103,17 @@ def test_large_and_small_answers_share_a_batch(server, expected):
             assert_near(answer[0], wanted)
 
 
+def test_what_travels_compact_is_padded_by_the_client(server):
+    with InferenceClient(server.inference_url) as client:
+        whole = client.encode_prompt("prompts", PROMPTS)
+        compact = client.encode_prompt("prompts", PROMPTS, compact=True)
+        short = client.encode_prompt("prompts", "a wonderful story", compact=True, max_sequence_length=30).padded()
+    padded = compact.padded()
+    assert_near(padded.prompt_embeds, whole.prompt_embeds)
+    assert torch.equal(padded.text_ids, whole.text_ids) and padded.tokens == whole.tokens
+    assert short.prompt_embeds.shape[:2] == (1, 30) and whole.padded() is whole
+
+
 def test_a_client_that_goes_away_in_the_middle_harms_nobody(server):
     url = f"{server.inference_url}/predictions/prompts"
     before = [worker.pid for model in ManagementClient(server.management_url).models() for worker in model.workers]
