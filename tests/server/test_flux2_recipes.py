@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import json
 import shutil
+import subprocess
+import sys
 import zipfile
 
 import pytest
@@ -117,6 +119,14 @@ def server(store):
     with Serving(store, [f"{name}.mar" for name in RECIPES]) as running:
         yield running
     assert running.status == 0
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_verify_knows_what_bfloat16_does_to_forty_layers(name, server, models):
+    command = [sys.executable, "-m", "client", "verify", name, "--model", str(models[name])]
+    urls = ["--inference-url", server.inference_url, "--management-url", server.management_url]
+    ended = subprocess.run([*command, *urls], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert ended.returncode == 0, ended.stderr
 
 
 @pytest.mark.parametrize("name", RECIPES)
