@@ -17,9 +17,10 @@ VERBS = {
     "encoder": "all-MiniLM-L6-v2 as a classifier and as an embedder, beside the peers",
     "overhead": "a handler that does nothing, beside stock TorchServe",
     "options": "dtype, int8, compile and attention: what each gains, and what it costs in the answers",
+    "prompt": "prompts for diffusion models: exactness, what is saved, large answers, the seed's service",
     "memory": "whether a worker grows over 100,000 requests",
     "archive": "building an archive, beside torch-model-archiver",
-    "all": "archive, overhead, options, memory, encoder",
+    "all": "archive, overhead, options, prompt, memory, encoder",
 }
 
 
@@ -65,9 +66,8 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGINT):  # servers are ended on the way out
         signal.signal(number, signal.default_int_handler)
     try:
-        for verb in [
-            verb for verb in ("archive", "overhead", "options", "memory", "encoder") if flags.verb in (verb, "all")
-        ]:
+        order = ("archive", "overhead", "options", "prompt", "memory", "encoder")
+        for verb in [verb for verb in order if flags.verb in (verb, "all")]:
             measure(verb, flags)
     except (Unavailable, Failed, OSError) as err:
         say(f"error: {err}")
@@ -82,6 +82,7 @@ def measure(verb: str, flags: argparse.Namespace) -> None:
     """One verb, from the first measurement to the table."""
     from benchmarks import archive, closed_loop, encoder, machine, memory, options, overhead, report  # noqa: PLC0415
     from benchmarks.figures import Results  # noqa: PLC0415
+    from benchmarks.prompt import measure as prompt  # noqa: PLC0415
     from benchmarks.turns import Plan  # noqa: PLC0415
 
     plan = Plan(
@@ -94,6 +95,7 @@ def measure(verb: str, flags: argparse.Namespace) -> None:
     )
     matters = {
         "options": {"rounds": plan.rounds},
+        "prompt": {"rounds": plan.rounds},
         "encoder": vars(plan),
         "overhead": {"rounds": plan.rounds, "seconds": plan.seconds},
         "memory": {"requests": flags.requests},
@@ -115,6 +117,8 @@ def measure(verb: str, flags: argparse.Namespace) -> None:
             results.write(raw)  # what is stopped halfway has not been for nothing
     elif verb == "options":
         options.measure(flags.rounds, results, say)
+    elif verb == "prompt":
+        prompt.measure(flags.rounds, results, say)
     elif verb == "memory":
         memory.measure(flags.requests, results, say)
     else:

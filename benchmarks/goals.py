@@ -82,3 +82,20 @@ def memory(results: Results) -> Iterator[Outcome]:
     extra = results.extra
     words = f"worker memory, growth over {extra['requests']:,.0f} requests after the first tenth"
     yield Outcome(words, round(extra["allowed_bytes"] / 1e6, 1), False, [extra["growth_bytes"] / 1e6], " MB")
+
+
+def prompt(results: Results) -> Iterator[Outcome]:
+    """Against the seed's service, and against diffusers."""
+    extra = results.extra
+    rates, large, exact = (extra[name] for name in ("prompts_per_second", "large", "exactness"))
+    over = [ours / seed for ours, seed in zip(rates["ours"], rates["seed"], strict=True)]
+    yield Outcome("prompts/s at 16 connections, over the seed's service", 4, True, over)
+    yield Outcome(
+        "an answer of 15.7 MB to the client's tensor", 100, False, [one * 1e3 for one in large["ours"]], " ms"
+    )
+    ours = statistics.median(large["ours"])
+    yield Outcome("the same, over the seed's JSON lists", 30, True, [seed / ours for seed in large["seed"]])
+    yield Outcome("float32, padding computed: the largest difference", 0, False, [exact["float32_computed"]])
+    filled = [exact["float32_filled"] * 1e5]
+    yield Outcome("float32, padding filled in: in 1e-5 of the largest value", 1, False, filled)
+    yield Outcome("bfloat16: the least cosine of a prompt", 0.9999, True, [exact["bfloat16"]])

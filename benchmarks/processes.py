@@ -74,7 +74,8 @@ def wait_until_it_answers(process: subprocess.Popen[bytes], candidate: Candidate
             raise Failed(f"ended with status {status}: {last_line(log)}")
         with suppress(OSError, http.client.HTTPException):
             connection = http.client.HTTPConnection(HOST, job.port, timeout=30)
-            connection.request("POST", wire.path, wire.body("ready"), {"Content-Type": "application/json"})
+            headers = {"Content-Type": "application/json", "Accept": wire.accept}
+            connection.request("POST", wire.path, wire.body("ready"), headers)
             answered = connection.getresponse().status == 200
             connection.close()
             if answered:

@@ -25,6 +25,7 @@ def markdown(results: Results, chart: Path | None) -> str:
         "encoder": _encoder,
         "overhead": _overhead,
         "options": _options,
+        "prompt": _prompt,
         "memory": _memory,
         "archive": _archive,
     }
@@ -213,6 +214,40 @@ def _memory(results: Results) -> Iterator[str]:
         ["after the first tenth", "at the end", "most", "growth", "allowed", "slope", "unexpected answers"],
         [[*megabytes.values(), f"{extra['bytes_a_request']:.1f} bytes a request", str(extra["unexpected"])]],
     )
+
+
+def _prompt(results: Results) -> Iterator[str]:
+    extra = results.extra
+    yield _goals(goals.prompt(results))
+    seed = extra["prompts_per_second"]["seed"]
+    rows = [
+        [name, spread(rates, 2), spread([one / other for one, other in zip(rates, seed, strict=True)], 2)]
+        for name, rates in extra["prompts_per_second"].items()
+    ]
+    yield table(["16 connections", "prompts/s", "over the seed"], rows)
+    rows = []
+    for name, found in extra["saving"].items():
+        sizes = [f"{found[what] / 1e6:,.0f} MB" for what in ("bytes_read", "memory_bytes")]
+        rows.append([name, *sizes, f"{found['load_seconds']:.2f}", spread(found["forward_seconds"], 2)])
+    yield table(["the model", "bytes read", "memory", "s to load, files cached", "s for 512 tokens"], rows)
+    large = {name: [took * 1e3 for took in extra["large"][name]] for name in ("ours", "seed")}
+    yield table(
+        [f"an answer of {extra['large']['bytes'] / 1e6:.1f} MB, alone", "ms to the client's tensor"],
+        [[name, spread(took, 0)] for name, took in large.items()],
+    )
+    flight = extra["in_flight"]
+    rows = [
+        [name, f"{flight[name]['rest'] / 1e6:,.0f}", spread([most / 1e6 for most in flight[name]["most"]], 0)]
+        for name in ("worker", "server")
+    ]
+    yield table([f"MB, {flight['at_once']} such answers in flight", "at rest", "at most"], rows)
+    exact = extra["exactness"]
+    yield (
+        f"In bfloat16 the least cosine of one token is {exact['bfloat16_token']:.6f} with padding filled in and "
+        f"{exact['bfloat16_computed']:.6f} with padding computed. Diffusers itself, in bfloat16, is at "
+        f"{exact['diffusers_bfloat16']:.6f} from its own float32."
+    )
+    yield "\n".join(_about(name, described) for name, described in results.candidates.items())
 
 
 def _archive(results: Results) -> Iterator[str]:

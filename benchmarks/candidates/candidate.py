@@ -44,6 +44,7 @@ class Wire:
     path: str
     body: Callable[[str], bytes]
     read: Callable[[Any], Numbers]
+    accept: str = "*/*"
 
     def numbers(self, answer: bytes) -> Numbers:
         """The label's probabilities, or the embedding."""

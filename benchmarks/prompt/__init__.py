@@ -1,0 +1,1 @@
+"""Encoding prompts for diffusion models: only what is needed, exactly, in binary; beside the seed's service."""
