@@ -53,7 +53,9 @@ class LowerLayers:
         if too_high := [layer for layer in layers if layer > self.depth]:
             raise LoadError(f"handler.layers asks for {too_high[0]}, but the model has {self.depth} layers")
         config = _cut(whole, max(layers))
-        self.model, self.bytes_read = _build(directory, config, self.depth, dtype, attention)
+        self.model, self.bytes_read = _build(
+            directory, config, self.depth, dtype=dtype, device=device, attention=attention
+        )
         self.model.to(device).eval()
         self.width = int(whole.hidden_size)
         self._seen = threading.local()  # lanes run the same model side by side
@@ -98,7 +100,9 @@ def _cut(whole: Any, top: int) -> Any:
     return config
 
 
-def _build(directory: Path, config: Any, depth: int, dtype: torch.dtype, attention: str | None) -> tuple[Any, int]:
+def _build(
+    directory: Path, config: Any, depth: int, *, dtype: torch.dtype, device: torch.device, attention: str | None
+) -> tuple[Any, int]:
     """The model with its weights, and the bytes of them that were read."""
     with torch.device("meta"):
         model = transformers.AutoModel.from_config(config, dtype=dtype, attn_implementation=attention)
@@ -107,13 +111,18 @@ def _build(directory: Path, config: Any, depth: int, dtype: torch.dtype, attenti
     if config.num_hidden_layers < depth:
         model.norm = torch.nn.Identity()
     model.rotary_emb = type(model.rotary_emb)(config=config)  # its numbers are computed, not read
-    weights, read = _read(directory, model.state_dict().keys(), dtype)
+    weights, read = _read(directory, model.state_dict().keys(), dtype, device)
     model.load_state_dict(weights, strict=True, assign=True)
     return model, read
 
 
-def _read(directory: Path, names: Any, dtype: torch.dtype) -> tuple[dict[str, torch.Tensor], int]:
-    """The named weights of the decoder, wherever in the model it sits, and their bytes. Raises LoadError."""
+def _read(
+    directory: Path, names: Any, dtype: torch.dtype, device: torch.device
+) -> tuple[dict[str, torch.Tensor], int]:
+    """The named weights of the decoder, wherever in the model it sits, and their bytes. Raises LoadError.
+
+    Each goes to its device by itself, so that the host never holds the model.
+    """
     files = _files(directory)
     prefixes = [name.removesuffix(EMBEDDINGS) for name in files if name.endswith(EMBEDDINGS)]
     if len(prefixes) != 1:
@@ -124,7 +133,7 @@ def _read(directory: Path, names: Any, dtype: torch.dtype) -> tuple[dict[str, to
     weights: dict[str, torch.Tensor] = {}
     read = 0
     for file in sorted({files[full] for full in wanted.values()}):
-        with safe_open(directory / file, "pt") as opened:
+        with safe_open(directory / file, "pt", device=str(device)) as opened:
             for name in [name for name, full in wanted.items() if files[full] == file]:
                 stored = opened.get_tensor(wanted[name])
                 read += stored.nbytes

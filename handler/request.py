@@ -59,6 +59,13 @@ class Limits:
     pairs_bytes: int = 0  # of all pairs of texts together, where the task makes pairs
 
 
+def several(call: Call) -> Call:
+    """The call, with a list under the name of one input as that many inputs: clients send prompts so."""
+    if call.single and isinstance(call.inputs[0], list):
+        return replace(call, inputs=call.inputs[0], single=False)
+    return call
+
+
 def read_text_request(call: Call, schema: type[Any], limits: Limits) -> Request:
     """A call for texts as a request.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import resource
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -41,6 +40,7 @@ def exactness(shape: Shape, say: Callable[[str], None]) -> dict[str, float]:
         bfloat16_computed: the same of a token's, padding computed.
         diffusers_bfloat16: the same of a token's, of diffusers in bfloat16 with diffusers in float32.
     """
+    transformers.logging.disable_progress_bar()
     texts, place = prompts(PROMPTS), directory(shape)
     wanted = {dtype: reference(shape, texts, dtype) for dtype in ("float32", "bfloat16")}
     say("exactness: diffusers has answered")
@@ -164,8 +164,9 @@ def forward(shape: Shape) -> float:
 
 
 def most_memory() -> int:
-    """Bytes: the most that this process has held."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """Bytes: the most that this process has held; getrusage would count what its parent held when it forked."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 
 
 def _bytes(tensor: Any) -> int:

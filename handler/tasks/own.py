@@ -28,7 +28,7 @@ import torch
 from handler.batch import Slot
 from handler.config import HandlerConfig
 from handler.errors import LoadError
-from handler.request import Call, Limits, Request, TextItem, read_parameters, read_texts
+from handler.request import Call, Limits, Request, TextItem, read_parameters, read_texts, several
 from handler.tasks.base import About, document, require_finite
 from handler.tensors import WRITERS, Tensors
 from handler.text_encoder import Rows, Tokens
@@ -63,13 +63,16 @@ class OwnTask:
         self.limits = Limits(config.max_items, config.max_text_bytes)
 
     def parse(self, call: Call) -> Request:
-        """Texts."""
+        """Texts; one name may also hold a list of them."""
+        call = several(call)
         items = tuple(TextItem(text, True) for text in read_texts(call, self.limits))
         return Request(items, call.single, read_parameters(call, Parameters), media_type=call.media_type)
 
     def encode(self, items: Sequence[TextItem]) -> list[Slot[Rows]]:
         """Each text with its size: `length(text)` where the class has it, else 1."""
-        length = getattr(self.task, "length", lambda text: 1)
+        length = getattr(self.task, "length", None)
+        if not callable(length):  # it may be something of the class's own
+            length = _one
         return [(Text([], None, None, item.text, max(1, length(item.text))),) for item in items]
 
     def forward(self, rows: Sequence[Text]) -> Sequence[Mapping[str, Any]]:
@@ -107,6 +110,10 @@ class OwnTask:
     def describe(self) -> dict[str, Any]:
         """What the class says of itself."""
         return dict(self.task.describe()) if hasattr(self.task, "describe") else {}
+
+
+def _one(text: str) -> int:
+    return 1
 
 
 def _on_cpu(value: Any) -> Any:

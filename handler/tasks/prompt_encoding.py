@@ -19,7 +19,7 @@ from handler.config import HandlerConfig
 from handler.errors import InvalidRequest, LoadError, TooLarge
 from handler.layers import LowerLayers
 from handler.loading import DTYPES, OFFLINE, check_directory, read_json
-from handler.request import Call, Limits, Request, TextItem, read_text_request
+from handler.request import Call, Limits, Request, TextItem, read_text_request, several
 from handler.rules import BOOLEAN, integer, key, optional
 from handler.tasks.base import About, require_finite
 from handler.tensors import WRITERS, Tensors, size_limit
@@ -93,8 +93,7 @@ class PromptEncoding:
 
     def parse(self, call: Call) -> Request:
         """Prompts, with max_sequence_length, compact and truncation; `prompt` may also be a list of them."""
-        if call.single and isinstance(call.inputs[0], list):
-            call = replace(call, inputs=call.inputs[0], single=False)
+        call = several(call)
         if len(call.inputs) > self.limits.items:
             raise InvalidRequest(
                 f"{call.field}[{self.limits.items}]: one request may hold {self.limits.items} prompts"

@@ -3,46 +3,22 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
-import numpy as np
 import pytest
 import safetensors.torch
+import torch
+import yaml
+from diffusers.pipelines.flux2.pipeline_flux2 import Flux2Pipeline
+from transformers import AutoTokenizer, Mistral3ForConditionalGeneration
 
 from handler.config import ConfigError, read_config
 from handler.errors import LoadError
-from tests.handler.test_prompt_encoding import LAYERS, LENGTH, PROMPTS, SYSTEM, flux2
 from tests.support import archives, frames, tiny_models, worker
 
-ENCODER = f'''
-import torch
-from transformers import AutoTokenizer, Mistral3ForConditionalGeneration
-
-
-class Encoder:
-    """Hidden states of three layers, and an id of four numbers for each token."""
-
-    field = "prompt"
-
-    def __init__(self, directory, options, device):
-        self.model = Mistral3ForConditionalGeneration.from_pretrained(directory).to(device).eval()
-        self.tokenizer = AutoTokenizer.from_pretrained(directory)
-        self.length_ = options["length"]
-
-    def run(self, texts):
-        chats = [
-            [{{"role": "system", "content": "{SYSTEM}"}}, {{"role": "user", "content": text.replace("[IMG]", "")}}]
-            for text in texts
-        ]
-        inputs = self.tokenizer.apply_chat_template(
-            chats, return_dict=True, return_tensors="pt",
-            padding="max_length", truncation=True, max_length=self.length_,
-        ).to(self.model.device)
-        states = self.model(**inputs, output_hidden_states=True, use_cache=False).hidden_states
-        embeds = torch.cat([states[layer] for layer in {LAYERS}], dim=-1)
-        ids = torch.zeros(self.length_, 4, dtype=torch.int64)
-        ids[:, 3] = torch.arange(self.length_)
-        return [{{"prompt_embeds": own, "text_ids": ids}} for own in embeds]
-'''
+GUIDE = (Path(__file__).resolve().parents[2] / "docs" / "own-task.md").read_text()
+ENCODER = GUIDE.partition("```python\n")[2].partition("```")[0]
+PROMPTS = ("a wonderful story", "", "the film [IMG]was not good", "a " * 600)
 
 SCORER = """
 from handler.errors import InvalidRequest
@@ -70,22 +46,41 @@ class Short(Scorer):
 def room(tmp_path, monkeypatch):
     """A directory with a tiny model and modules, importable as an archive's are."""
     tiny_models.prompt_encoder(tmp_path / "model")
-    (tmp_path / "own_encoder.py").write_text(ENCODER)
     (tmp_path / "own_scorer.py").write_text(SCORER)
     monkeypatch.syspath_prepend(tmp_path)
     return tmp_path
 
 
-def test_the_seeds_encoder_in_forty_lines(room):
+def test_the_guides_encoder_does_what_diffusers_does(tmp_path, monkeypatch):
     assert len(ENCODER.strip().splitlines()) < 40
-    service = worker.start(room, task="own_encoder:Encoder", options={"length": LENGTH})
-    request = frames.post(json.dumps({"prompts": list(PROMPTS)}).encode(), Accept="application/x-safetensors")
-    [response] = frames.predict(service, [request])
-    assert response.status == 200, response.body
-    found = safetensors.torch.load(response.body)
-    embeds, ids = flux2(room, PROMPTS)
-    np.testing.assert_allclose(found["prompt_embeds"].numpy(), embeds, atol=1e-5 * np.abs(embeds).max())
-    np.testing.assert_array_equal(found["text_ids"].numpy(), ids)
+    tiny_models.prompt_encoder(tmp_path / "model", layers=40)
+    (tmp_path / "my_encoder.py").write_text(ENCODER)
+    monkeypatch.syspath_prepend(tmp_path)
+    config = yaml.safe_load(GUIDE.partition("```yaml\n")[2].partition("```")[0])["handler"]
+    service = worker.start(tmp_path, **{**config, "options": {**config["options"], "dtype": "float32"}})
+    safetensors_ = "application/x-safetensors"
+    for body in ({"prompts": list(PROMPTS)}, {"prompt": list(PROMPTS)}):
+        [response] = frames.predict(service, [frames.post(json.dumps(body).encode(), Accept=safetensors_)])
+        assert response.status == 200, response.body
+        found = safetensors.torch.load(response.body)
+        model = Mistral3ForConditionalGeneration.from_pretrained(tmp_path / "model").eval()
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+        with torch.inference_mode():
+            embeds = Flux2Pipeline._get_mistral_3_small_prompt_embeds(model, tokenizer, list(PROMPTS))
+        torch.testing.assert_close(found["prompt_embeds"], embeds, rtol=0, atol=1e-5 * float(embeds.abs().max()))
+        assert torch.equal(found["text_ids"], Flux2Pipeline._prepare_text_ids(embeds))
+
+
+def test_in_isolation(tmp_path, monkeypatch):
+    """As the guide says: no server, no handler."""
+    tiny_models.prompt_encoder(tmp_path / "model", layers=40)
+    space = {}
+    exec(ENCODER, space)
+    lines = GUIDE.partition("## In isolation")[2].partition("\n\n")[2].partition("## ")[0]
+    encoder, shown = (line.strip() for line in lines.strip().splitlines()[-2:])
+    exec(encoder.replace("path/of/the/model", str(tmp_path / "model")), space)
+    with torch.inference_mode():
+        assert eval(shown, space) == (64, 96)
 
 
 def test_one_texts_failure_is_its_requests_alone(room):
