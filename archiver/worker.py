@@ -105,7 +105,7 @@ def _prove(path: Path, problems: list[str]) -> None:
     """Loads the model as a worker does, which holds its answers against the golden ones; on the CPU."""
     import yaml  # noqa: PLC0415
 
-    from handler import errors, pipeline  # noqa: PLC0415
+    from handler import errors, wings  # noqa: PLC0415
 
     document = {**yaml.safe_load(path.read_bytes()), "deviceType": "cpu"}
     context = SimpleNamespace(
@@ -114,7 +114,7 @@ def _prove(path: Path, problems: list[str]) -> None:
         model_name="golden",
     )
     try:
-        pipeline.load(context)
+        wings.load(context)
     except errors.LoadError as error:
         problems.append(str(error))
 

@@ -23,7 +23,7 @@ from benchmarks.candidates.candidate import CLASSIFY, EMBED
 from benchmarks.figures import Results
 from benchmarks.models import model_for
 from benchmarks.texts import text_set
-from handler import pipeline
+from handler import pipeline, wings
 from handler.batch import Deadline
 from handler.measures import Measures
 from handler.request import Call
@@ -69,7 +69,7 @@ def load(task: str, name: str, home: Path) -> float:
         model_name="bench",
     )
     start = time.perf_counter()
-    _loaded.append(pipeline.load(context))
+    _loaded.append(wings.load(context))
     return time.perf_counter() - start
 
 

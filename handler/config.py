@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from handler.rules import BOOLEAN, TEXT, Problem, Rule, check, integer, key, number, one_of, optional, strings
@@ -25,6 +25,8 @@ TASKS = {
     "fill-mask": "handler.tasks.fill_mask",
     "prompt-encoding": "handler.tasks.prompt_encoding",
 }
+GENERATION = ("text-generation",)  # done by the other wing, handler/generation/
+ENGINES = ("transformers",)
 
 OWN = "MODULE:CLASS"  # a task of the recipe's own, whose module lies beside it
 OWN_NAME = re.compile(r"[A-Za-z_]\w*:[A-Za-z_]\w*", re.ASCII)
@@ -104,7 +106,9 @@ class ServerConfig:
         "refused",
         False,
     )
-    continuousBatching: bool = key(refused("it is for text generation"), "refused for batch tasks", False)
+    continuousBatching: bool | None = key(
+        optional(BOOLEAN), "as the task needs it: true for text-generation, false for all others", None
+    )
     sequenceBatching: bool = key(refused("a crashed worker is never started again"), "refused", False)
     useJobTicket: bool = key(refused("it undoes batching"), "refused", False)
     useVenv: bool = key(refused("it installs packages while the server starts"), "refused", False)
@@ -116,8 +120,8 @@ class HandlerConfig:
 
     task: str = key(
         Rule(
-            f"one of {', '.join(TASKS)}, or {OWN} of a module in the recipe",
-            lambda v: isinstance(v, str) and (v in TASKS or is_own(v)),
+            f"one of {', '.join((*TASKS, *GENERATION))}, or {OWN} of a module in the recipe",
+            lambda v: isinstance(v, str) and (v in TASKS or v in GENERATION or is_own(v)),
         ),
         "what the model does",
     )
@@ -250,6 +254,11 @@ class HandlerConfig:
         None,
         (OWN,),
     )
+    engine: str = key(one_of(*ENGINES), "what generates", "transformers", GENERATION)
+    max_new_tokens: int = key(integer(1), "the most tokens of an answer, whatever is asked for", 1024, GENERATION)
+    cache_tokens: int = key(
+        integer(512), "tokens, prompts included, that all live requests may hold together", 32_768, GENERATION
+    )
     truncation: bool = key(
         BOOLEAN, "cut a prompt that is longer than the answer; false: refuse it with 413", True, PROMPTS
     )
@@ -291,7 +300,10 @@ def read_config(document: object) -> ModelConfig:
     problems += check(section, HandlerConfig, "handler.", quote=True, task=_kind(task))
     if problems:
         raise ConfigError(problems)
-    config = ModelConfig(ServerConfig(**top), HandlerConfig(**section))
+    server = ServerConfig(**top)
+    if server.continuousBatching is None:
+        server = replace(server, continuousBatching=task in GENERATION)
+    config = ModelConfig(server, HandlerConfig(**section))
     if problems := _contradictions(config):
         raise ConfigError(problems)
     return config
@@ -322,6 +334,13 @@ def _contradictions(config: ModelConfig) -> list[Problem]:
             for name, (value, allowed) in clashes.items()
             if value != allowed
         ]
+    if server.continuousBatching != (handler.task in GENERATION):
+        needed = str(handler.task in GENERATION).lower()
+        problems.append(
+            Problem("continuousBatching", f"expected {needed} for {handler.task}", str(server.continuousBatching))
+        )
+    if handler.task in GENERATION:
+        problems += _not_for_generation(server, handler)
     if handler.task in PROMPTS:
         if handler.layers is None:
             problems.append(
@@ -340,11 +359,36 @@ def _contradictions(config: ModelConfig) -> list[Problem]:
     return problems
 
 
+def _not_for_generation(server: ServerConfig, handler: HandlerConfig) -> list[Problem]:
+    """What the generation wing does not look at may not be set, and its worker is alone."""
+    alone = "two workers of a continuous batch stall each other (Model.java:438)"
+    needed: dict[str, tuple[object, object, str]] = {
+        "minWorkers": (server.minWorkers, 1, alone),
+        "maxWorkers": (server.maxWorkers, 1, alone),
+    }
+    defaults = {field.name: field.default for field in fields(HandlerConfig)}
+    for name in (
+        "quantize",
+        "compile",
+        "max_tokens",
+        "lanes",
+        "cache_bytes",
+        "deadline_seconds",
+        "golden_tolerance",
+    ):
+        needed[f"handler.{name}"] = (getattr(handler, name), defaults[name], "it has no meaning here")
+    return [
+        Problem(name, f"is to be left out for {handler.task}: {why}", str(value))
+        for name, (value, allowed, why) in needed.items()
+        if value != allowed
+    ]
+
+
 def _kind(task: object) -> str | None:
     """What keys that are not for every task call this one; None for what is no task."""
     if is_own(task):
         return OWN
-    return task if isinstance(task, str) and task in TASKS else None
+    return task if isinstance(task, str) and (task in TASKS or task in GENERATION) else None
 
 
 def _written(config: ServerConfig | HandlerConfig) -> dict[str, Any]:

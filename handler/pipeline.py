@@ -16,7 +16,7 @@ import torch
 
 from handler import batch, devices, golden, wire
 from handler.batch import Deadline, Slot, distinct, each
-from handler.config import ModelConfig, read_config
+from handler.config import ModelConfig
 from handler.draining import Drain
 from handler.errors import HandlerError, LoadError
 from handler.lanes import Lanes
@@ -137,6 +137,10 @@ class BatchPipeline:
         }
         return {"task": handler.task, "input": self.task.field, "limits": limits, **self.task.describe()}
 
+    def is_describe(self, rows: Sequence[Mapping[str, Any]], context: Any) -> bool:
+        """Whether these rows are the management API's question."""
+        return wire.is_describe(rows, context)
+
     def warm_up(self) -> None:
         """Runs each kind of batch once, so that the first client does not pay for what is done once.
 
@@ -196,31 +200,18 @@ class BatchPipeline:
         return Answered(request, self.task.decode(request, computed))
 
 
-def load(context: Any) -> BatchPipeline:
-    """Everything between an unpacked archive and a worker that is ready.
-
-    Raises:
-        LoadError: one line says why the model cannot be served.
-    """
-    directory = Path(context.system_properties["model_dir"]) / "model"
-    try:
-        config = read_config(context.model_yaml_config)
-        devices.bound_kernels()
-        device = devices.choose(context.system_properties.get("gpu_id"), config.server.deviceType)
-        threads = devices.share_cores(config.server.maxWorkers, config.handler.threads)
-        task = tasks.build(config.handler, directory, device)
-        budget = config.handler.cache_bytes
-        memory = Memory(budget, fingerprint(directory, config.handler) if budget else b"")
-        pipeline = BatchPipeline(config, task, context.model_name, device, threads, memory=memory)
-        if config.handler.warm_up:
-            pipeline.warm_up()
-        proven = golden.check(directory.parent / "golden", config.handler, pipeline.answer)
-    except LoadError:
-        raise
-    except Exception as err:
-        raise LoadError(f"{type(err).__name__}: {err}".splitlines()[0]) from err
-    logger.info("serving %s on %s with %d CPU threads", config.handler.task, device, threads)
-    if proven:
+def build(
+    config: ModelConfig, directory: Path, model_name: str, device: torch.device, threads: int
+) -> BatchPipeline:
+    """Loads a task's model, warms it up, and holds its golden answers. Raises LoadError."""
+    devices.bound_kernels()
+    task = tasks.build(config.handler, directory, device)
+    budget = config.handler.cache_bytes
+    memory = Memory(budget, fingerprint(directory, config.handler) if budget else b"")
+    pipeline = BatchPipeline(config, task, model_name, device, threads, memory=memory)
+    if config.handler.warm_up:
+        pipeline.warm_up()
+    if proven := golden.check(directory.parent / "golden", config.handler, pipeline.answer):
         logger.info("%d golden answers hold", proven)
     return pipeline
 

@@ -12,7 +12,7 @@ from typing import Any
 from ts.handler_utils.utils import send_intermediate_predict_response
 from ts.torch_handler.base_handler import BaseHandler
 
-from handler import pipeline, wire
+from handler import wings, wire
 from handler.batch import log_defect
 from handler.errors import InternalError, LoadError
 
@@ -25,23 +25,24 @@ class TransformerHandler(BaseHandler):
         self.context = context
         self.manifest = context.manifest
         try:
-            self.pipeline = pipeline.load(context)
+            self.pipeline = wings.load(context)
         except LoadError:
             sys.tracebacklimit = 0  # TorchServe prints the trace, twice; the message says it all
             raise
         self.initialized = True
 
-    def preprocess(self, data: list[dict[str, Any]]) -> pipeline.Requests:
+    def preprocess(self, data: list[dict[str, Any]]) -> Any:
         """Rows to requests."""
         return self.pipeline.preprocess(data, self.context)
 
-    def inference(self, data: pipeline.Requests) -> pipeline.Answers:
+    def inference(self, data: Any) -> Any:
         """Requests to results."""
         return self.pipeline.inference(data)
 
-    def postprocess(self, data: pipeline.Answers) -> list[bytes]:
+    def postprocess(self, data: Any) -> list[bytes]:
         """Results to bodies, with a status for each."""
-        return self.pipeline.postprocess(data, self.context, send_intermediate_predict_response)
+        bodies: list[bytes] = self.pipeline.postprocess(data, self.context, send_intermediate_predict_response)
+        return bodies
 
     def handle(self, data: list[dict[str, Any]], context: Any) -> list[Any]:
         """Runs the three steps. No exception leaves it but the loss of the device.
@@ -52,7 +53,7 @@ class TransformerHandler(BaseHandler):
         self.context = context
         context.stopping_criteria = None  # the context is shared by all calls; one left over kills the worker
         try:
-            if wire.is_describe(data, context):
+            if self.pipeline.is_describe(data, context):
                 return [self.pipeline.describe()]
             return self.postprocess(self.inference(self.preprocess(data)))
         except Exception as err:

@@ -33,6 +33,7 @@ class Message:
     accept: str = ""  # Accept
     fields: Mapping[str, bytes | bytearray] = field(default_factory=dict)  # a form's, in place of a body
     explain: bool = False
+    path: str = ""  # behind /predictions/NAME/VERSION/
 
 
 @dataclass(frozen=True)
@@ -72,12 +73,17 @@ def write(
         reply = slot if isinstance(slot, Reply) else error_reply(slot)
         if len(reply.body) > limit:
             reply = error_reply(TooLarge(f"the answer has {len(reply.body)} bytes; the limit is {limit}"))
-        context.set_response_status(reply.status, HTTPStatus(reply.status).phrase, index)
-        context.set_response_content_type(index, reply.content_type)
-        for name, value in reply.headers.items():
-            context.set_response_header(index, name, value)
+        tell(reply, context, index)
         bodies.append(_send_frames(reply.body, context, index, send) if send else reply.body)
     return bodies
+
+
+def tell(reply: Reply, context: Any, index: int) -> None:
+    """Puts all of a row's reply but its body into the context."""
+    context.set_response_status(reply.status, HTTPStatus(reply.status).phrase, index)
+    context.set_response_content_type(index, reply.content_type)
+    for name, value in reply.headers.items():
+        context.set_response_header(index, name, value)
 
 
 def negotiate(accept: str, offered: Sequence[str]) -> str:
@@ -142,7 +148,7 @@ def _read(row: Mapping[str, Any], raw_headers: Mapping[str, Any]) -> Message:
     headers = {name.lower(): value for name, value in raw_headers.items() if isinstance(value, str)}
     content_type = headers.get("content-type", "")
     accept = headers.get("accept", "")
-    explain = headers.get("explain") == "True"
+    explain, path = headers.get("explain") == "True", headers.get("url_path", "")
     whole = row.keys() & WHOLE
     if len(row) == 1 and whole:
         name = whole.pop()
@@ -150,9 +156,10 @@ def _read(row: Mapping[str, Any], raw_headers: Mapping[str, Any]) -> Message:
             part = raw_headers.get(name)
             content_type = str(part.get("content-type") or "") if isinstance(part, Mapping) else ""
         body = _bytes(row[name])
-        return Message(body, content_type, headers.get("content-encoding", ""), accept, explain=explain)
+        encoding = headers.get("content-encoding", "")
+        return Message(body, content_type, encoding, accept, explain=explain, path=path)
     fields = {name: _bytes(value) for name, value in row.items()}
-    return Message(content_type=content_type, accept=accept, fields=fields, explain=explain)
+    return Message(content_type=content_type, accept=accept, fields=fields, explain=explain, path=path)
 
 
 def _bytes(value: object) -> bytes | bytearray:

@@ -59,6 +59,8 @@ def record(
         NoReference: the reference cannot answer a request, or there is none.
     """
     task = handler["task"]
+    if module is None and task not in REFERENCES:
+        raise NoReference(f"{task} has no golden answers")
     requests = requests or made_up(task, model, handler)
     ask = own(task, module, model, handler) if module else REFERENCES[task](model, handler)
     answers = []

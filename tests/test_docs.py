@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from handler.config import TASKS, HandlerConfig, ServerConfig
+from handler.config import GENERATION, TASKS, HandlerConfig, ServerConfig
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -52,7 +52,7 @@ def test_the_readme_names_files_that_are_there():
         assert (ROOT / name).exists(), name
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", [*TASKS, *GENERATION])
 def test_every_task_is_documented(task):
     assert f"### {task}" in README
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import yaml
 
-from handler import devices, pipeline
+from handler import devices, wings
 from handler.config import read_config
 from handler.errors import HandlerError, LoadError
 from handler.lanes import Lanes
@@ -53,7 +53,7 @@ def load(directory: Path, name: str) -> tuple[BatchPipeline, torch.device]:
         model_yaml_config=document,
         model_name=name,
     )
-    return pipeline.load(context), devices.choose(gpu, server.deviceType)
+    return wings.load(context), devices.choose(gpu, server.deviceType)
 
 
 def in_batches(bodies: Sequence[str], size: int) -> list[list[dict[str, bytearray]]]:

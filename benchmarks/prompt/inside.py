@@ -20,7 +20,7 @@ from safetensors import safe_open
 
 from benchmarks.processes import Failed
 from benchmarks.prompt.models import LENGTH, Shape, directory, prompts
-from handler import pipeline
+from handler import wings
 from handler.layers import LowerLayers
 from handler.tensors import SAFETENSORS, Tensors
 from handler.wire import JSON, Message
@@ -99,7 +99,7 @@ def ours(shape: Shape, texts: Sequence[str], model: Path, **settings: Any) -> li
             model_yaml_config={"handler": {**shape.handler(), **settings, "warm_up": False}},
             model_name="bench",
         )
-        worker = pipeline.load(context)
+        worker = wings.load(context)
         messages = [Message(json.dumps({"prompt": text}).encode(), JSON, accept=SAFETENSORS) for text in texts]
         answers = [worker.answer([message])[0] for message in messages]
     found = []

@@ -20,7 +20,24 @@ def problems(document) -> list[str]:
 def test_a_task_is_enough():
     config = read_config(MINIMAL)
     assert config.handler == HandlerConfig(task="text-classification")
-    assert config.server == ServerConfig()
+    assert config.server == ServerConfig(continuousBatching=False)
+
+
+def test_generation_is_batched_continuously_by_one_worker():
+    config = read_config({"handler": {"task": "text-generation"}})
+    assert config.server.continuousBatching is True and config.document()["continuousBatching"] is True
+    wrong = {
+        "continuousBatching": False,
+        "maxWorkers": 2,
+        "handler": {"task": "text-generation", "cache_bytes": 9},
+    }
+    with pytest.raises(ConfigError) as error:
+        read_config(wrong)
+    assert [problem.key for problem in error.value.problems] == [
+        "continuousBatching",
+        "maxWorkers",
+        "handler.cache_bytes",
+    ]
 
 
 def test_every_wrong_key_is_reported_at_once():

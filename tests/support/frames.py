@@ -62,22 +62,35 @@ def answer(service: Any, document: Any = None, /, **keys: Any) -> tuple[int, Any
 
 def predict(service: Any, requests: Sequence[Request]) -> list[Response]:
     """Sends a batch through a `ts.service.Service`, byte for byte as a worker would get it."""
+    return decode(_through(service, encode(requests)))
+
+
+def one_round(service: Any, requests: Mapping[str, Request]) -> dict[str, Response]:
+    """One round of continuous batching: what each request that is named gets, if anything."""
+    reader = _Reader(_through(service, encode([*requests.values()], [*requests])))
+    found = _message(reader)
+    assert not reader.rest
+    return found
+
+
+def _through(service: Any, message: bytes) -> bytes:
+    """All that a worker writes in answer to a message: what it sends ahead, and the batch's own message."""
     near, far = socket.socketpair()
-    ahead = bytearray()  # what is sent before the batch's own message
-    writer = threading.Thread(target=near.sendall, args=(encode(requests),))
+    ahead = bytearray()
+    writer = threading.Thread(target=near.sendall, args=(message,))
     reader = threading.Thread(target=_drain, args=(near, ahead))
     writer.start()
     reader.start()
     try:
-        _, message = otf_message_handler.retrieve_msg(far)
+        _, received = otf_message_handler.retrieve_msg(far)
         service.set_cl_socket(far)
-        last = bytes(service.predict(message))
+        last = bytes(service.predict(received))
     finally:
         far.close()
         writer.join()
         reader.join()
         near.close()
-    return decode(bytes(ahead) + last)
+    return bytes(ahead) + last
 
 
 def _drain(near: socket.socket, into: bytearray) -> None:
@@ -85,10 +98,10 @@ def _drain(near: socket.socket, into: bytearray) -> None:
         into += piece
 
 
-def encode(requests: Sequence[Request]) -> bytes:
+def encode(requests: Sequence[Request], names: Sequence[str] | None = None) -> bytes:
     out = bytearray(b"I")
     for index, request in enumerate(requests):
-        out += _text(f"request-{index}")
+        out += _text(names[index] if names else f"request-{index}")
         for name, value in request.headers.items():
             out += _text(name) + _text(value)
         out += struct.pack("!i", -1)

@@ -18,6 +18,8 @@ from transformers import (
     BertForSequenceClassification,
     BertForTokenClassification,
     BertModel,
+    LlamaConfig,
+    LlamaForCausalLM,
     Mistral3Config,
     Mistral3ForConditionalGeneration,
     MistralConfig,
@@ -137,6 +139,15 @@ def right_prompt_encoder(directory: Path, layers: int = 5, hidden: int = 32) -> 
     tokenizer = _chat_tokenizer(directory, "right")
     torch.manual_seed(7)
     return _with_padding(Qwen3ForCausalLM(Qwen3Config(**_decoder(tokenizer, layers, hidden))), directory)
+
+
+def chatter(directory: Path, layers: int = 2, hidden: int = 64, positions: int = 512) -> Path:
+    """A Llama that chats about nothing; the likeliest next tokens are far apart."""
+    tokenizer = _chat_tokenizer(directory, "left")
+    torch.manual_seed(7)
+    sizes = {**_decoder(tokenizer, layers, hidden), "max_position_embeddings": positions}
+    config = LlamaConfig(**sizes, bos_token_id=None, eos_token_id=tokenizer.sep_token_id)
+    return _spread(LlamaForCausalLM(config), directory, "lm_head")
 
 
 TAGS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")

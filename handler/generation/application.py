@@ -1,0 +1,183 @@
+"""An ASGI application, driven in process: requests go in, and what it has sent so far can be taken at any time.
+
+A disconnect reaches it as ASGI's own http.disconnect (ASGI HTTP specification, 2.4); what does not listen for that
+is cancelled. It runs on an event loop in a thread of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from handler.batch import log_defect
+from handler.errors import LoadError
+
+logger = logging.getLogger(__name__)
+
+Event: TypeAlias = MutableMapping[str, Any]
+Asgi: TypeAlias = Callable[
+    [Event, Callable[[], Awaitable[Event]], Callable[[Event], Awaitable[None]]], Coroutine[Any, Any, None]
+]
+START_SECONDS = 300
+LISTENS_SECONDS = 0.5  # that a disconnected request may take to end by itself
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One request for the application."""
+
+    method: str
+    path: str
+    body: bytes
+
+
+class Exchange:
+    """What the application has said to one request. Written by its thread, read by the round's, under one lock."""
+
+    def __init__(self) -> None:
+        self.status: int | None = None
+        self.content_type = ""
+        self.pieces: list[bytes] = []  # not yet taken
+        self.done = False  # nothing more will come
+        self.failed = False  # it ended before it had answered
+        self.gone = asyncio.Event()  # the client has left
+        self.task: asyncio.Task[None] | None = None
+
+    @property
+    def streams(self) -> bool:
+        """Whether its answer goes out piece by piece: a stream of events, and no error."""
+        return self.status == 200 and self.content_type.startswith("text/event-stream")
+
+    @property
+    def has_news(self) -> bool:
+        """Whether the round has something to send."""
+        return self.done or (self.streams and bool(self.pieces))
+
+    def take(self) -> bytes:
+        """What has come since the last time."""
+        taken, self.pieces = b"".join(self.pieces), []
+        return taken
+
+
+class Application:
+    """Runs the application.
+
+    Args:
+        app: the application.
+        dead: tells whether its engine is gone for good.
+    """
+
+    def __init__(self, app: Asgi, dead: Callable[[], bool] = lambda: False) -> None:
+        self.app = app
+        self.dead = dead
+        self.lock = threading.Lock()  # of every exchange
+        self.news = threading.Event()  # some exchange has news
+        self._loop = asyncio.new_event_loop()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._lifespan: asyncio.Queue[Event] = asyncio.Queue()
+
+    def start(self) -> None:
+        """Starts the loop and the application. Raises LoadError."""
+        threading.Thread(target=self._loop.run_forever, name="engine", daemon=True).start()
+        started = asyncio.run_coroutine_threadsafe(self._start(), self._loop)
+        try:
+            started.result(START_SECONDS)
+        except Exception as error:
+            raise LoadError(f"the engine did not start: {error}") from error
+
+    def begin(self, ask: Ask) -> Exchange:
+        """Hands a request over."""
+        exchange = Exchange()
+        self._loop.call_soon_threadsafe(self._begin, ask, exchange)
+        return exchange
+
+    def cancel(self, exchange: Exchange) -> None:
+        """Tells the application that the client is gone."""
+        self._loop.call_soon_threadsafe(self._cancel, exchange)
+
+    def _begin(self, ask: Ask, exchange: Exchange) -> None:
+        exchange.task = self._loop.create_task(self._run(ask, exchange))
+        self._tasks.add(exchange.task)
+        exchange.task.add_done_callback(self._tasks.discard)
+
+    def _cancel(self, exchange: Exchange) -> None:
+        exchange.gone.set()
+        if exchange.task is not None:
+            self._loop.call_later(LISTENS_SECONDS, exchange.task.cancel)
+
+    async def _run(self, ask: Ask, exchange: Exchange) -> None:
+        unread = [{"type": "http.request", "body": ask.body, "more_body": False}]
+
+        async def receive() -> Event:
+            if unread:
+                return unread.pop()
+            await exchange.gone.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(event: Event) -> None:
+            with self.lock:
+                if event["type"] == "http.response.start":
+                    exchange.status = event["status"]
+                    headers = {name.lower(): value for name, value in event.get("headers", ())}
+                    exchange.content_type = headers.get(b"content-type", b"").decode("latin-1")
+                elif event["type"] == "http.response.body":
+                    if body := event.get("body"):
+                        exchange.pieces.append(body)
+                    exchange.done = not event.get("more_body")
+            if exchange.has_news:
+                self.news.set()
+
+        try:
+            await self.app(_scope(ask), receive, send)
+        except asyncio.CancelledError:
+            pass
+        except Exception as err:
+            log_defect(err)
+        finally:
+            with self.lock:
+                exchange.failed = not exchange.done
+                exchange.done = True
+            self.news.set()
+
+    async def _start(self) -> None:
+        """ASGI's lifespan (specification, Lifespan); an application may not know it."""
+        started = self._loop.create_future()
+        await self._lifespan.put({"type": "lifespan.startup"})
+
+        async def send(event: Event) -> None:
+            if event["type"] == "lifespan.startup.complete":
+                started.set_result(None)
+            elif event["type"] == "lifespan.startup.failed":
+                started.set_exception(RuntimeError(event.get("message") or "it failed"))
+
+        async def run() -> None:
+            try:
+                await self.app({"type": "lifespan", "asgi": {"version": "3.0"}}, self._lifespan.get, send)
+            except Exception:
+                if not started.done():
+                    started.set_result(None)
+
+        self._tasks.add(self._loop.create_task(run()))
+        await started
+
+
+def _scope(ask: Ask) -> Event:
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(ask.body)).encode())]
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": "1.1",
+        "method": ask.method,
+        "scheme": "http",
+        "path": ask.path,
+        "raw_path": ask.path.encode(),
+        "query_string": b"",
+        "root_path": "",
+        "headers": headers,
+        "client": ("127.0.0.1", 0),
+        "server": ("127.0.0.1", 80),
+    }

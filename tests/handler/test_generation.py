@@ -1,0 +1,237 @@
+"""Rounds over a real worker's service: as transformers generates alone; streamed, batched, refused, cancelled."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.support import tiny_models, worker
+from tests.support.rounds import Frontend
+
+CHAT, COMPLETIONS = "v1/chat/completions", "v1/completions"
+PROMPTS = ("the film was not good", "a wonderful story, well told", "they sent another one", "")
+NEW = 12
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return tiny_models.chatter(tmp_path_factory.mktemp("chat") / "model")
+
+
+@pytest.fixture(scope="module")
+def service(model):
+    return worker.start(model.parent, task="text-generation", max_new_tokens=64)
+
+
+@pytest.fixture
+def frontend(service):
+    return Frontend(service)
+
+
+@pytest.fixture(scope="module")
+def alone(model):
+    """prompt -> what `generate` makes of it, greedily, template and all."""
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    loaded = AutoModelForCausalLM.from_pretrained(model).eval()
+
+    def generate(prompt, new=NEW, chat=True):
+        if chat:
+            messages = [{"role": "user", "content": prompt}]
+            prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=not chat)
+        with torch.inference_mode():
+            ids = loaded.generate(**inputs, max_new_tokens=new, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+        return tokenizer.decode(ids, skip_special_tokens=True), inputs["input_ids"].shape[1], len(ids)
+
+    return generate
+
+
+def whole(text):
+    """A stream leaves out a character that the cap has cut in two, for which a whole answer has a sign."""
+    return text.rstrip("\ufffd")
+
+
+def messages(prompt):
+    return [{"role": "user", "content": prompt}]
+
+
+def test_a_native_prompt(frontend, alone):
+    for prompt in PROMPTS:
+        text, size, new = alone(prompt)
+        answered = frontend.ask({"prompt": prompt, "max_new_tokens": NEW})
+        assert answered.status == 200
+        assert answered.document == {
+            "response": text,
+            "input_token_count": size,
+            "output_token_count": new,
+            "finish_reason": "length" if new == NEW else "stop",
+        }
+
+
+def test_the_openai_protocol(frontend, alone):
+    text, size, new = alone(PROMPTS[0])
+    chat = frontend.ask({"messages": messages(PROMPTS[0]), "max_completion_tokens": NEW}, CHAT).document
+    assert chat["choices"][0]["message"]["content"] == text and chat["model"] == "tiny"
+    assert chat["usage"]["prompt_tokens"] == size and chat["usage"]["completion_tokens"] == new
+    text, _, _ = alone(PROMPTS[0], chat=False)
+    completed = frontend.ask({"model": "tiny", "prompt": PROMPTS[0], "max_tokens": NEW}, COMPLETIONS).document
+    assert completed["choices"][0]["text"] == text
+    models = frontend.ask(b"", "v1/models").document
+    assert [model["id"] for model in models["data"]] == ["tiny"]
+
+
+def test_streams_say_the_same_piece_by_piece(frontend, alone):
+    text, _, _ = alone(PROMPTS[1])
+    native = frontend.ask({"prompt": PROMPTS[1], "max_new_tokens": NEW, "stream": True})
+    assert native.pieces[0].content_type.startswith("text/event-stream") and len(native.pieces) > 1
+    assert native.events[-1] == "[DONE]"
+    assert all(event.keys() == {"text"} for event in native.events[:-1])
+    assert "".join(event["text"] for event in native.events[:-1]) == whole(text)
+    chat = frontend.ask({"messages": messages(PROMPTS[1]), "max_tokens": NEW, "stream": True}, CHAT)
+    *chunks, last = chat.events
+    assert last == "[DONE]" and chunks[-1]["choices"][0]["finish_reason"]
+    assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == whole(text)
+
+
+def test_thirty_two_at_once_say_what_each_says_alone(frontend, alone):
+    wanted = {prompt: alone(prompt)[0] for prompt in PROMPTS}
+    clients = [
+        (
+            PROMPTS[number % 4],
+            frontend.post({"prompt": PROMPTS[number % 4], "max_new_tokens": NEW, "stream": number % 2 == 1}),
+        )
+        for number in range(32)
+    ]
+    frontend.run()
+    for prompt, client in clients:
+        streamed = client.pieces[0].content_type.startswith("text/event-stream")
+        said = "".join(event["text"] for event in client.events[:-1]) if streamed else client.document["response"]
+        assert whole(said) == whole(wanted[prompt])
+
+
+def test_each_request_samples_for_itself(frontend, alone):
+    """The first of an engine's requests must not decide how all others are sampled."""
+    text, _, _ = alone(PROMPTS[0])
+    ask = {"prompt": PROMPTS[0], "max_new_tokens": NEW}
+    drawn = [frontend.post({**ask, "temperature": 2}) for _ in range(8)]
+    greedy = [
+        frontend.post({**ask, "temperature": 0}),
+        frontend.post(ask),
+        frontend.post({**ask, "temperature": 2, "top_k": 1}),
+    ]
+    frontend.run()
+    assert {client.document["response"] for client in greedy} == {text}
+    assert len({client.document["response"] for client in drawn}) > 1
+
+
+@pytest.mark.parametrize(
+    ("path", "document", "status", "says"),
+    [
+        ("", b"{", 400, "not valid JSON"),
+        ("", b"", 400, "JSON"),
+        ("", [], 400, "not a JSON object"),
+        ("", {}, 422, "either prompt or messages"),
+        ("", {"prompt": 7}, 422, "prompt: expected a string"),
+        ("", {"prompt": "a", "messages": [{"role": "user", "content": "a"}]}, 422, "either"),
+        ("", {"prompt": "a", "max_new_tokens": 0}, 422, "max_new_tokens"),
+        ("", {"prompt": "a", "max_new_tokens": 65}, 422, "the limit is 64"),
+        ("", {"prompt": "a", "temperature": 3}, 422, "temperature"),
+        ("", {"prompt": "a", "topp": 1}, 422, "did you mean top_p"),
+        ("", {"prompt": "a", "seed": 7}, 400, "seed: the transformers engine does not do this"),
+        ("", {"prompt": "a " * 600}, 400, "the model reads at most 512"),
+        ("", {"messages": []}, 422, "messages"),
+        ("", {"messages": [{"role": "wizard", "content": "a"}]}, 400, "messages[0].role"),
+        (CHAT, b"[", 400, "JSON"),
+        (CHAT, {}, 400, "messages"),
+        (CHAT, {"messages": []}, 400, "at least one message"),
+        (CHAT, {"messages": [{"role": "user"}]}, 400, "messages[0].content"),
+        (CHAT, {"messages": [{"role": "user", "content": "a"}], "temperature": 3}, 400, "temperature"),
+        (CHAT, {"messages": [{"role": "user", "content": "a"}], "max_tokens": 0}, 400, "max_tokens"),
+        (CHAT, {"messages": [{"role": "user", "content": "a"}], "n": 2}, 400, "n: the transformers engine"),
+        (CHAT, {"messages": [{"role": "user", "content": "a"}], "wrong": 2}, 400, "wrong"),
+        (CHAT, {"messages": [{"role": "user", "content": "a"}], "model": "other"}, 404, "only tiny is served"),
+        (COMPLETIONS, {"prompt": ["a"]}, 400, "prompt"),
+        ("load_model", {"model": "x"}, 404, "no such path"),
+        ("reset", {}, 404, "no such path"),
+        ("v1/responses", {"input": "x"}, 404, "no such path"),
+    ],
+)
+def test_bad_input_is_refused_in_the_protocols_own_shape(frontend, path, document, status, says):
+    answered = frontend.ask(document, path)
+    error = answered.document["error"]
+    assert answered.status == status, answered.body
+    assert says in error["message"]
+    assert ("param" in error) == path.startswith("v1/")
+
+
+def test_bad_and_good_share_a_round(frontend, alone):
+    good = [frontend.post({"prompt": prompt, "max_new_tokens": NEW}) for prompt in PROMPTS]
+    bad = [frontend.post({"prompt": 7}), frontend.post(b"{", CHAT)]
+    frontend.run()
+    assert [client.status for client in bad] == [422, 400]
+    assert [client.document["response"] for client in good] == [alone(prompt)[0] for prompt in PROMPTS]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_who_leaves_is_cancelled(service, frontend, stream):
+    ask = {"messages": messages("a"), "max_tokens": 64, "stream": stream}
+    left = [frontend.post(ask, CHAT) for _ in range(8)]
+    frontend.round()
+    assert len(wing(service).live) == 8
+    for client in left[1:]:
+        frontend.leave(client)
+    frontend.round()
+    assert len(wing(service).live) == 1
+    frontend.leave(left[0])  # and now there is no round any more
+    settled(service)
+
+
+def wing(service):
+    return service.handler.pipeline
+
+
+def settled(service, seconds=2.0):
+    """Nothing is alive any more, in the worker or in the engine."""
+    end = time.monotonic() + seconds
+    while wing(service).live or wing(service).engine.busy():
+        assert time.monotonic() < end, "still generating"
+        time.sleep(0.05)
+
+
+def test_a_defect_is_its_requests_alone(service, frontend, alone, monkeypatch):
+    good, bad = frontend.post({"prompt": PROMPTS[0], "max_new_tokens": NEW}), frontend.post({"prompt": "a"})
+    broken = frontend.post({"prompt": "b", "stream": True, "max_new_tokens": 64})
+    frontend.round()
+    rows = list(wing(service).live.values())
+
+    def defect(*_):
+        raise KeyError("secret")
+
+    rows[1].route = replace(rows[1].route, whole=defect)
+    while not broken.pieces:
+        frontend.round()
+    rows[2].route = replace(rows[2].route, piece=defect)
+    frontend.run()
+    assert good.document["response"] == alone(PROMPTS[0])[0]
+    assert bad.status == 500 and b"secret" not in bad.body
+    assert broken.events[-1]["error"]["type"] == "server_error"
+    settled(service)
+
+
+def test_an_engine_that_is_gone_ends_the_worker(service, frontend, monkeypatch):
+    ended = []
+    monkeypatch.setattr("os._exit", ended.append)
+    monkeypatch.setattr(wing(service).application, "dead", lambda: True)
+    frontend.ask({"prompt": "a", "max_new_tokens": 2})
+    assert set(ended) == {1}
+
+
+def test_a_round_with_nothing_to_say_answers_nobody(frontend):
+    client = frontend.post({"prompt": "a", "max_new_tokens": 64})
+    frontend.round()
+    assert not client.pieces
+    frontend.run(client)

@@ -1,0 +1,163 @@
+"""Generation over the real server, with the clients that people have."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import openai
+import psutil
+import pytest
+import requests
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from client import ManagementClient
+from tests.support import archives, tiny_models
+from tests.support.serving import Serving
+
+pytestmark = pytest.mark.server
+
+NEW = 24
+PROMPTS = ("the film was not good", "a wonderful story, well told", "they sent another one", "")
+FLAGS = ("--set=batchSize=32", "--set=handler.max_new_tokens=400", "--set=jobQueueSize=100")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return tiny_models.chatter(tmp_path_factory.mktemp("chat") / "model")
+
+
+@pytest.fixture(scope="module")
+def server(model, tmp_path_factory):
+    store = tmp_path_factory.mktemp("store")
+    archives.build_model(store, "chat", model, "text-generation", *FLAGS)
+    with Serving(store, ["chat.mar"]) as running:
+        yield running
+    assert running.status == 0
+
+
+@pytest.fixture(scope="module")
+def wanted(model):
+    """prompt -> what `generate` answers to it alone."""
+    tokenizer, loaded = AutoTokenizer.from_pretrained(model), AutoModelForCausalLM.from_pretrained(model).eval()
+    found = {}
+    for prompt in PROMPTS:
+        messages = [{"role": "user", "content": prompt}]
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        inputs = tokenizer(text, return_tensors="pt", add_special_tokens=False)
+        with torch.inference_mode():
+            ids = loaded.generate(**inputs, max_new_tokens=NEW, do_sample=False)
+        found[prompt] = tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return found
+
+
+@pytest.fixture
+def chat(server):
+    url = f"{server.inference_url}/predictions/chat/1.0/v1"
+    with openai.OpenAI(base_url=url, api_key="-", max_retries=0) as client:
+        yield client
+
+
+def messages(prompt):
+    return [{"role": "user", "content": prompt}]
+
+
+def whole(text):
+    """A stream leaves out a character that the cap has cut in two."""
+    return text.rstrip("\ufffd")
+
+
+def native(server, **fields):
+    return requests.post(f"{server.inference_url}/predictions/chat", json=fields, timeout=60, stream=True)
+
+
+def worker_pid(server):
+    [model] = ManagementClient(server.management_url).models()
+    [worker] = model.workers
+    return worker.pid
+
+
+def test_the_openai_client(chat, wanted):
+    assert [model.id for model in chat.models.list()] == ["chat"]
+    for prompt in PROMPTS:
+        answer = chat.chat.completions.create(model="chat", messages=messages(prompt), max_tokens=NEW)
+        assert answer.choices[0].message.content == wanted[prompt] and answer.model == "chat"
+        stream = chat.chat.completions.create(model="chat", messages=messages(prompt), max_tokens=NEW, stream=True)
+        pieces = [chunk.choices[0].delta.content or "" for chunk in stream]
+        assert "".join(pieces) == whole(wanted[prompt])
+    with pytest.raises(openai.NotFoundError, match="only chat is served"):
+        chat.chat.completions.create(model="other", messages=messages("a"))
+    with pytest.raises(openai.BadRequestError, match="temperature"):
+        chat.chat.completions.create(model="chat", messages=messages("a"), temperature=3)
+
+
+def test_a_native_stream_comes_piece_by_piece(server, wanted):
+    with native(server, prompt=PROMPTS[1], max_new_tokens=NEW, stream=True) as response:
+        assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
+        events = [line.removeprefix("data: ") for line in response.iter_lines(decode_unicode=True) if line]
+    assert events[-1] == "[DONE]" and len(events) > 3
+    assert "".join(json.loads(event)["text"] for event in events[:-1]) == whole(wanted[PROMPTS[1]])
+
+
+def test_two_hundred_for_thirty_two_places(server, wanted):
+    """All are answered in order, or refused because the queue is full; none hangs."""
+
+    def ask(number):
+        response = native(server, prompt=PROMPTS[number % 4], max_new_tokens=NEW)
+        return number, response.status_code, response.content
+
+    with ThreadPoolExecutor(200) as threads:
+        answers = list(threads.map(ask, range(200)))
+    statuses = [status for _, status, _ in answers]
+    assert set(statuses) <= {200, 503} and statuses.count(200) >= 132
+    for number, status, body in answers:
+        if status == 200:
+            assert json.loads(body)["response"] == wanted[PROMPTS[number % 4]]
+
+
+def test_who_leaves_harms_nobody(server, wanted):
+    before = worker_pid(server)
+    for _ in range(3):
+        left = [native(server, prompt="a", max_new_tokens=400, stream=True) for _ in range(32)]
+        for response in left:
+            next(response.iter_content(10))
+            response.close()
+        answered = native(server, prompt=PROMPTS[0], max_new_tokens=NEW).json()
+        assert answered["response"] == wanted[PROMPTS[0]]
+    assert worker_pid(server) == before
+
+
+def test_a_worker_that_dies_answers_everybody_at_once(server):
+    with ThreadPoolExecutor(8) as threads:
+        asked = [
+            threads.submit(lambda: native(server, prompt="a", max_new_tokens=400).status_code) for _ in range(8)
+        ]
+        time.sleep(0.3)
+        os.kill(worker_pid(server), signal.SIGKILL)
+        killed = time.monotonic()
+        statuses = [one.result(30) for one in asked]
+        assert time.monotonic() - killed < 10
+    assert set(statuses) <= {200, 500, 503, 507}
+    ManagementClient(server.management_url).ready("chat")
+    assert native(server, prompt="a", max_new_tokens=2).status_code == 200
+
+
+def test_memory_is_no_more_than_was_asked_for(server):
+    """Left to itself the engine takes nearly all of the machine's."""
+    assert psutil.Process(worker_pid(server)).memory_info().rss < 2e9
+
+
+def test_a_worker_ends_with_its_frontend(model, tmp_path):
+    """It ends by sys.exit, which would wait for every thread of the engine."""
+    archives.build_model(tmp_path, "chat", model, "text-generation", *FLAGS)
+    with Serving(tmp_path, ["chat.mar"]) as running:
+        assert native(running, prompt="a", max_new_tokens=2).status_code == 200
+        worker = psutil.Process(worker_pid(running))
+        [java] = [one for one in running.processes() if one.name() == "java"]
+        java.kill()
+        _, left = psutil.wait_procs([worker], timeout=20)
+        assert not left

@@ -1,0 +1,90 @@
+"""A frontend's part in continuous batching: requests that live over many rounds, and clients that leave."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from tests.support import frames
+
+
+@dataclass
+class Client:
+    """One request, as far as it has been answered."""
+
+    request: frames.Request
+    sent: bool = False
+    pieces: list[frames.Response] = field(default_factory=list)
+    done: bool = False
+
+    @property
+    def status(self) -> int:
+        return self.pieces[0].status
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(piece.body for piece in self.pieces)
+
+    @property
+    def document(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def events(self) -> list[Any]:
+        """The data of each event of a stream."""
+        found = [event.removeprefix(b"data: ") for event in self.body.split(b"\n\n") if event]
+        return [event.decode() if event == b"[DONE]" else json.loads(event) for event in found]
+
+
+class Frontend:
+    """Calls a worker's service round by round, as ContinuousBatching.java does."""
+
+    def __init__(self, service: Any) -> None:
+        self.service = service
+        self.live: dict[str, Client] = {}
+        self._count = 0
+
+    def post(self, document: Any, path: str = "") -> Client:
+        """A new request, which the next round hands over."""
+        body = document if isinstance(document, bytes) else json.dumps(document).encode()
+        client = Client(frames.post(body, url_path=path))
+        self._count += 1
+        self.live[f"request-{self._count}"] = client
+        return client
+
+    def leave(self, client: Client) -> None:
+        """Its connection is gone: it is in no round any more."""
+        self.live = {name: one for name, one in self.live.items() if one is not client}
+
+    def round(self) -> None:
+        """One round."""
+        rows = {
+            name: replace(client.request, parameters=()) if client.sent else client.request
+            for name, client in self.live.items()
+        }
+        for client in self.live.values():
+            client.sent = True
+        for name, piece in frames.one_round(self.service, rows).items():
+            client = self.live[name]
+            follows = piece.headers.get("ts_stream_next")
+            assert follows != "false" or client.pieces, "a stream ends that has not begun (RestJob.java:148)"
+            assert follows or not client.pieces, "a stream is followed by a whole answer"
+            client.pieces.append(piece)
+            client.done = follows != "true"
+            if client.done:
+                del self.live[name]
+
+    def run(self, *clients: Client, seconds: float = 60) -> None:
+        """Rounds until these are answered, or all."""
+        end = time.monotonic() + seconds
+        while any(not client.done for client in clients or self.live.values()):
+            assert time.monotonic() < end, "not answered in time"
+            self.round()
+
+    def ask(self, document: Any, path: str = "") -> Client:
+        """One request, alone."""
+        client = self.post(document, path)
+        self.run(client)
+        return client
