@@ -168,6 +168,60 @@ def test_bad_input_is_refused_in_the_protocols_own_shape(frontend, path, documen
     assert ("param" in error) == path.startswith("v1/")
 
 
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        {"temperature": 1e-40},
+        {"temperature": 0.001, "top_p": 1e-6},
+        {"temperature": 2, "top_k": 10**9},
+        {"temperature": 2, "top_p": 1},
+        {"top_k": 1},
+    ],
+)
+def test_no_sampling_ends_the_engine(service, frontend, alone, sampling):
+    assert frontend.ask({"prompt": PROMPTS[0], "max_new_tokens": NEW, **sampling}).status == 200
+    answered = frontend.ask({"prompt": PROMPTS[0], "max_new_tokens": NEW}).document
+    assert answered["response"] == alone(PROMPTS[0])[0] and not wing(service).application.dead()
+
+
+@pytest.mark.parametrize(
+    ("path", "document", "says"),
+    [
+        (COMPLETIONS, {"prompt": ""}, "the prompt has no tokens"),
+        (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "parts of text"),
+        (
+            CHAT,
+            {"messages": [{"role": "user", "content": "wizardry"}]},
+            "the chat template refuses these messages: no wizardry",
+        ),
+    ],
+)
+def test_what_the_engine_cannot_read(frontend, path, document, says):
+    answered = frontend.ask(document, path)
+    assert (answered.status, answered.document["error"]["param"]) == (400, None)
+    assert says in answered.document["error"]["message"]
+
+
+def test_a_request_has_to_fit_into_the_engines_memory(tmp_path):
+    tiny_models.chatter(tmp_path / "model", positions=4096)
+    frontend = Frontend(worker.start(tmp_path, task="text-generation", cache_tokens=512))
+    answered = frontend.ask({"prompt": "a " * 2000})
+    assert answered.status == 400 and "reads at most 512" in answered.document["error"]["message"]
+    assert frontend.ask({"prompt": "a " * 100, "max_new_tokens": 1000}).document["finish_reason"] in (
+        "length",
+        "stop",
+    )
+
+
+def test_a_model_without_a_template_continues_its_prompt(tmp_path):
+    model = tiny_models.chatter(tmp_path / "model")
+    (model / "chat_template.jinja").unlink()
+    frontend = Frontend(worker.start(tmp_path, task="text-generation"))
+    native = frontend.ask({"prompt": PROMPTS[0], "max_new_tokens": NEW}).document
+    completed = frontend.ask({"prompt": PROMPTS[0], "max_tokens": NEW}, COMPLETIONS).document
+    assert native["response"] == completed["choices"][0]["text"]
+
+
 def test_bad_and_good_share_a_round(frontend, alone):
     good = [frontend.post({"prompt": prompt, "max_new_tokens": NEW}) for prompt in PROMPTS]
     bad = [frontend.post({"prompt": 7}), frontend.post(b"{", CHAT)]
