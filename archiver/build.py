@@ -73,11 +73,9 @@ def build(
     chosen = snapshot.choose(recipe.model, recipe.tokenizer)
     if unfit := fitting.problems(recipe.config.handler, chosen):
         raise Refused(*unfit)
-    layout.members(
-        recipe, chosen, handler_room, when
-    )  # what is wrong with them is said before anything is computed
-    recorded = golden.record(recipe, chosen, say) if recipe.golden else []
-    members = layout.members(recipe, chosen, handler_room, when, recorded)
+    members = layout.members(recipe, chosen, handler_room, when)
+    if recipe.golden:
+        members = layout.by_name([*members, *golden.record(recipe, chosen, say)])
     for warning in recipe.warnings:
         say(f"warning: {warning}")
     for name, reason in chosen.left_out.items():

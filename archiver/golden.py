@@ -36,19 +36,18 @@ def record(recipe: Recipe, snapshot: Snapshot, say: Callable[[str], None]) -> li
     requests = _read(recipe.golden_requests) if recipe.golden_requests else None
     module = f"{task.partition(':')[0]}.py" if is_own(task) else None
     with tempfile.TemporaryDirectory(prefix="golden-") as private:
+        recorded = Path(private, GOLDEN)
+        recorded.mkdir()
         job = {
             "model": str(_model(snapshot, Path(private, "model"))),
             "handler": handler,
             "requests": requests,
             "module": next((file for file in recipe.extra_files if Path(file).name == module), None),
-            "to": private,
+            "to": str(recorded),
         }
         _run(job, Path(private, "job.json"), say)
-        found = {name: Path(private, name) for name in ("cases.json", "tensors.safetensors")}
         return [
-            Member(f"{GOLDEN}/{name}", path.read_bytes(), path.stat().st_size)
-            for name, path in found.items()
-            if path.is_file()
+            Member(f"{GOLDEN}/{path.name}", path.read_bytes(), path.stat().st_size) for path in recorded.iterdir()
         ]
 
 

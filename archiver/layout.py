@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,9 +34,7 @@ class Member:
         return self.source if isinstance(self.source, bytes) else self.source.read_bytes()
 
 
-def members(
-    recipe: Recipe, snapshot: Snapshot, handler_room: Path, when: int, golden: Sequence[Member] = ()
-) -> list[Member]:
+def members(recipe: Recipe, snapshot: Snapshot, handler_room: Path, when: int) -> list[Member]:
     """Every file of the archive but SHA256SUMS, sorted by name.
 
     Raises:
@@ -46,8 +44,13 @@ def members(
     about = manifest.manifest(recipe.name, recipe.version, recipe.extensions, when)
     found = [_text(manifest.MANIFEST, about), _text(manifest.CONFIG, config), *_handler(handler_room)]
     found += [Member(f"model/{name}", snapshot.sources[name], size) for name, size in snapshot.files.items()]
-    found += [*_extra(recipe.extra_files), *golden]
-    return sorted(found, key=lambda member: member.name)
+    found += _extra(recipe.extra_files)
+    return by_name(found)
+
+
+def by_name(members: Iterable[Member]) -> list[Member]:
+    """In the order that they have in an archive."""
+    return sorted(members, key=lambda member: member.name)
 
 
 def _text(name: str, content: bytes) -> Member:

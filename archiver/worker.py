@@ -22,7 +22,6 @@ import traceback
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 SUMS = "MAR-INF/SHA256SUMS"
@@ -108,13 +107,8 @@ def _prove(path: Path, problems: list[str]) -> None:
     from handler import errors, wings  # noqa: PLC0415
 
     document = {**yaml.safe_load(path.read_bytes()), "deviceType": "cpu"}
-    context = SimpleNamespace(
-        system_properties={"model_dir": str(path.parent), "gpu_id": None},
-        model_yaml_config=document,
-        model_name="golden",
-    )
     try:
-        wings.load(context)
+        wings.load(path.parent, document, "golden")
     except errors.LoadError as error:
         problems.append(str(error))
 

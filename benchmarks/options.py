@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.pool import Pool
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -63,13 +62,8 @@ def _asked(question: Callable[[pipeline.BatchPipeline, Sequence[str]], Any], tex
 
 def load(task: str, name: str, home: Path) -> float:
     """Loads this process's pipeline as a worker does; the seconds until it would be READY."""
-    context = SimpleNamespace(
-        system_properties={"model_dir": str(home), "gpu_id": None},
-        model_yaml_config={"handler": {"task": task, **OPTIONS[name]}},
-        model_name="bench",
-    )
     start = time.perf_counter()
-    _loaded.append(wings.load(context))
+    _loaded.append(wings.load(home, {"handler": {"task": task, **OPTIONS[name]}}, "bench"))
     return time.perf_counter() - start
 
 

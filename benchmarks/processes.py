@@ -129,3 +129,10 @@ def run(command: Sequence[str], scratch: Path) -> None:
     if done.returncode:
         lines = (done.stderr or done.stdout).strip().splitlines()
         raise Failed(f"{Path(command[0]).name} failed: {(lines or ['it said nothing'])[-1][:200]}")
+
+
+def resident(pid: int, line: str = "VmRSS") -> int:
+    """Bytes of a process's memory: now, or at most (VmHWM)."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    [kilobytes] = [text.split()[1] for text in status.splitlines() if text.startswith(f"{line}:")]
+    return int(kilobytes) * 1024

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -38,27 +38,29 @@ class EncodedPrompts:
             raise ValueError("the service has not said what its padding holds; ask it without compact")
         embeds = [_filled(own, self.padding, self.length) for own in self.prompt_embeds]
         ids = [_filled(own, own[0] * 0, self.length) for own in self.text_ids]
+        library = _library(self.padding)
         for own in ids:
-            for place in range(self.length):
-                own[place, 3] = place
-        return replace(self, prompt_embeds=_stack(embeds), text_ids=_stack(ids), length=None, padding=None)
+            own[:, 3] = library.arange(self.length)
+        return replace(
+            self, prompt_embeds=library.stack(embeds), text_ids=library.stack(ids), length=None, padding=None
+        )
 
 
 def _filled(own: Any, row: Any, length: int) -> Any:
     """(length, width): the row as often as needed, then one's own."""
     missing = length - len(own)
-    shape = (length, own.shape[1])
-    full = own.new_empty(shape) if hasattr(own, "new_empty") else _numpy().empty(shape, own.dtype)
+    full = _library(own).empty((length, own.shape[1]), dtype=own.dtype)
     full[:missing], full[missing:] = row, own
     return full
 
 
-def _stack(parts: Sequence[Any]) -> Any:
-    if hasattr(parts[0], "new_empty"):
-        import torch  # noqa: PLC0415  they are its tensors
+def _library(array: Any) -> Any:
+    """Torch or NumPy, whichever the array is of."""
+    if not hasattr(array, "new_empty"):
+        return _numpy()
+    import torch  # noqa: PLC0415  it is there, or there would be no tensor
 
-        return torch.stack(list(parts))
-    return _numpy().stack(parts)
+    return torch
 
 
 def _numpy() -> Any:

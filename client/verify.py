@@ -6,7 +6,7 @@ chat template, padding to the maximum, every layer, the hidden states of those t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,24 +44,24 @@ def verify(
         Differs: it is too far off.
         ValueError: the model that is served encodes no prompts, or there is no such directory.
     """
-    import torch  # noqa: PLC0415  the rest of the client needs none
-
     about = management.about(name)
     if about.get("task") != "prompt-encoding":
         raise ValueError(f"{name} does {about.get('task')}, not prompt-encoding")
     if not (model / "config.json").is_file():
         raise ValueError(f"--model {model}: holds no config.json")
-    loaded, nearness = _load(model, about["dtype"]), Nearness()
+    from reference.answers import prompt_encoding, quiet  # noqa: PLC0415  torch, which the rest does without
+
+    quiet()
+    reference, nearness = prompt_encoding(model, about), Nearness()
     for prompt in prompts:
-        wanted = reference(loaded, prompt, about)
+        right = reference(prompt=prompt).tensors
+        [wanted], [ids] = right["prompt_embeds"], right["text_ids"]
         answer = inference.encode_prompt(name, prompt)
-        ids = torch.zeros((len(wanted), 4), dtype=torch.int64)
-        ids[:, 3] = torch.arange(len(wanted))
         if answer.prompt_embeds.shape[1:] != wanted.shape or not _close(answer.text_ids[0], ids, 0):
             raise Differs(
                 f"{name} answers {tuple(answer.prompt_embeds.shape[1:])}, the reference {tuple(wanted.shape)}"
             )
-        nearness.add(answer.prompt_embeds[0].float(), wanted)
+        nearness.add(answer.prompt_embeds[0].float(), wanted.float())
     said = f"{len(prompts)} prompts: {nearness}"
     if not (nearness.exact if about["dtype"] == "float32" else nearness.similar):
         raise Differs(f"{name} is not the reference in {about['dtype']}: {said}")
@@ -108,24 +108,3 @@ def _close(found: Any, wanted: Any, tolerance: float) -> bool:
     except AssertionError:
         return False
     return True
-
-
-def reference(loaded: tuple[Any, Any], prompt: str, about: Mapping[str, Any]) -> Any:
-    """(length, layers x width) float32: every layer of the whole model, in its dtype, padding included."""
-    from reference.answers import hidden_states, templated  # noqa: PLC0415
-
-    model, tokenizer = loaded
-    text = templated(tokenizer, prompt, about)
-    states, _ = hidden_states(model, tokenizer, text, about["max_length"], about["layers"])
-    return states.float()
-
-
-def _load(directory: Path, dtype: str) -> tuple[Any, Any]:
-    import transformers  # noqa: PLC0415
-
-    from reference.answers import prompt_tokenizer  # noqa: PLC0415
-
-    transformers.logging.disable_progress_bar()
-    offline = {"local_files_only": True, "trust_remote_code": False}
-    model = transformers.AutoModel.from_pretrained(directory, dtype=dtype, use_safetensors=True, **offline)
-    return model.eval(), prompt_tokenizer(directory)

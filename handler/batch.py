@@ -59,7 +59,7 @@ def guarded(step: Callable[[T], R], value: T) -> Slot[R]:
         return err
     except Exception as err:
         log_defect(err)
-        return InternalError("the request could not be answered")
+        return InternalError()
 
 
 def together(values: Sequence[T], step: Callable[[Sequence[T]], Sequence[Slot[R]]]) -> list[Slot[R]]:

@@ -86,6 +86,9 @@ class ServerFault(HandlerError):
 class InternalError(ServerFault):
     """A defect of ours."""
 
+    def __init__(self, message: str = "the request could not be answered") -> None:
+        super().__init__(message)
+
 
 class NonFiniteOutput(ServerFault):
     """The model answered NaN or infinity."""

@@ -102,15 +102,15 @@ def _tensor_differences(
             if not torch.equal(one, other):
                 yield f"{name}[{part}]: other numbers"
             continue
-        off = _distance(other.float(), one.float())
-        if not off <= tolerance:
-            yield f"{name}[{part}]: off by {off:.1e} of its length, at most {tolerance:g} is allowed"
+        yield from _vector_differences(f"{name}[{part}]", one.float(), other.float(), tolerance)
 
 
-def _distance(found: torch.Tensor, wanted: torch.Tensor) -> float:
-    """The largest distance between two vectors of the last dimension, in parts of the wanted one's length."""
+def _vector_differences(place: str, wanted: torch.Tensor, found: torch.Tensor, tolerance: float) -> Iterator[str]:
+    """Vectors of the last dimension, by the largest distance between two in parts of the wanted one's length."""
     lengths = wanted.norm(dim=-1).clamp_min(NEXT_TO_NOTHING)
-    return float(((found - wanted).norm(dim=-1) / lengths).max())
+    off = float(((found - wanted).norm(dim=-1) / lengths).max())
+    if not off <= tolerance:
+        yield f"{place}: off by {off:.1e} of its length, at most {tolerance:g} is allowed"
 
 
 def _plain_differences(place: str, wanted: Any, found: Any, tolerance: float) -> Iterator[str]:
@@ -134,9 +134,8 @@ def _list_differences(place: str, wanted: list[Any], found: list[Any], tolerance
     if len(wanted) != len(found):
         yield f"{place}: {len(found)} entries, {len(wanted)} are golden"
     elif _is_vector(wanted) and _is_vector(found):
-        off = _distance(torch.tensor(found, dtype=torch.float64), torch.tensor(wanted, dtype=torch.float64))
-        if not off <= tolerance:
-            yield f"{place}: off by {off:.1e} of its length, at most {tolerance:g} is allowed"
+        one, other = (torch.tensor(values, dtype=torch.float64) for values in (wanted, found))
+        yield from _vector_differences(place, one, other, tolerance)
     else:
         for index, pair in enumerate(zip(wanted, found, strict=True)):
             yield from _plain_differences(f"{place}[{index}]", *pair, tolerance)

@@ -7,6 +7,7 @@ This file defines this one class and nothing else: TorchServe takes the only cla
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 from ts.handler_utils.utils import send_intermediate_predict_response
@@ -24,8 +25,11 @@ class TransformerHandler(BaseHandler):
         """Loads what the archive holds and warms it up; the worker is READY when this returns."""
         self.context = context
         self.manifest = context.manifest
+        given = context.system_properties
         try:
-            self.pipeline = wings.load(context)
+            self.pipeline = wings.load(
+                Path(given["model_dir"]), context.model_yaml_config, context.model_name, given.get("gpu_id")
+            )
         except LoadError:
             sys.tracebacklimit = 0  # TorchServe prints the trace, twice; the message says it all
             raise
@@ -58,5 +62,5 @@ class TransformerHandler(BaseHandler):
             return self.postprocess(self.inference(self.preprocess(data)))
         except Exception as err:
             log_defect(err)
-            failed = InternalError("the request could not be answered")
+            failed = InternalError()
             return list(wire.write([failed] * len(data), context, sys.maxsize))

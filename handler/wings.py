@@ -14,19 +14,24 @@ from handler.errors import LoadError
 logger = logging.getLogger(__name__)
 
 
-def load(context: Any) -> Any:
+def load(archive: Path, document: object, model_name: str, gpu_id: int | None = None) -> Any:
     """Everything between an unpacked archive and a worker that is ready.
+
+    Args:
+        archive: the directory that holds `model/`, and `golden/` if there is one.
+        document: the parsed model-config.yaml.
+        model_name: as it is served.
+        gpu_id: the GPU that TorchServe gave to the worker.
 
     Raises:
         LoadError: one line says why the model cannot be served.
     """
-    directory = Path(context.system_properties["model_dir"]) / "model"
     try:
-        config = read_config(context.model_yaml_config)
-        device = devices.choose(context.system_properties.get("gpu_id"), config.server.deviceType)
+        config = read_config(document)
+        device = devices.choose(gpu_id, config.server.deviceType)
         threads = devices.share_cores(config.server.maxWorkers, config.handler.threads)
         room = "handler.generation.rounds" if config.handler.task in GENERATION else "handler.pipeline"
-        wing = importlib.import_module(room).build(config, directory, context.model_name, device, threads)
+        wing = importlib.import_module(room).build(config, archive / "model", model_name, device, threads)
     except LoadError:
         raise
     except Exception as err:

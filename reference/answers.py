@@ -297,6 +297,12 @@ REFERENCES: dict[str, Callable[[Path, Handler], Ask]] = {
 }
 
 
+def quiet() -> None:
+    """No progress bars and no advice on stderr, which is for what the user has to know."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
 def _pipeline(task: str, model: Path, handler: Handler, **options: Any) -> Any:
     tokenizer = _tokenizer(model, handler)
     return transformers.pipeline(

@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from safetensors.torch import save_file
 
-from reference.answers import REFERENCES, Answer, Ask, NoReference, own
+from reference.answers import REFERENCES, Answer, Ask, NoReference, own, quiet
 from tuning.texts import bodies
 
 CASES, TENSORS = "cases.json", "tensors.safetensors"
@@ -35,8 +34,7 @@ TEXTS = (
 def main() -> int:
     """One job; 1 and a line on stderr where there is no reference for it."""
     job = json.loads(Path(sys.argv[1]).read_text())
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    quiet()
     module = Path(job["module"]) if job["module"] else None
     try:
         record(Path(job["model"]), job["handler"], job["requests"], Path(job["to"]), module)

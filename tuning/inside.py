@@ -48,12 +48,7 @@ def load(directory: Path, name: str) -> tuple[BatchPipeline, torch.device]:
     document = yaml.safe_load((directory / "model-config.yaml").read_text())
     server = read_config(document).server
     gpu = (server.deviceIds or [0])[0] if server.deviceType != "cpu" and torch.cuda.is_available() else None
-    context = SimpleNamespace(
-        system_properties={"model_dir": str(directory), "gpu_id": gpu},
-        model_yaml_config=document,
-        model_name=name,
-    )
-    return wings.load(context), devices.choose(gpu, server.deviceType)
+    return wings.load(directory, document, name, gpu), devices.choose(gpu, server.deviceType)
 
 
 def in_batches(bodies: Sequence[str], size: int) -> list[list[dict[str, bytearray]]]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from multiprocessing import get_context
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ import transformers
 from diffusers.pipelines.flux2.pipeline_flux2 import Flux2Pipeline
 from safetensors import safe_open
 
-from benchmarks.processes import Failed
+from benchmarks.processes import Failed, resident
 from benchmarks.prompt.models import LENGTH, Shape, directory, prompts
 from handler import wings
 from handler.layers import LowerLayers
@@ -94,12 +94,8 @@ def ours(shape: Shape, texts: Sequence[str], model: Path, **settings: Any) -> li
     """What the handler answers to each prompt, one at a time."""
     with tempfile.TemporaryDirectory(prefix="bench-") as home:
         Path(home, "model").symlink_to(model)
-        context = SimpleNamespace(
-            system_properties={"model_dir": home, "gpu_id": None},
-            model_yaml_config={"handler": {**shape.handler(), **settings, "warm_up": False}},
-            model_name="bench",
-        )
-        worker = wings.load(context)
+        document = {"handler": {**shape.handler(), **settings, "warm_up": False}}
+        worker = wings.load(Path(home), document, "bench")
         messages = [Message(json.dumps({"prompt": text}).encode(), JSON, accept=SAFETENSORS) for text in texts]
         answers = [worker.answer([message])[0] for message in messages]
     found = []
@@ -165,8 +161,7 @@ def forward(shape: Shape) -> float:
 
 def most_memory() -> int:
     """Bytes: the most that this process has held; getrusage would count what its parent held when it forked."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+    return resident(os.getpid(), "VmHWM")
 
 
 def _bytes(tensor: Any) -> int:

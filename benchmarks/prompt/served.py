@@ -20,7 +20,7 @@ from benchmarks.candidates.ours import Ours, serving
 from benchmarks.environments import BENCH, PEERS, ROOT
 from benchmarks.http_client import HOST
 from benchmarks.memory import find_worker
-from benchmarks.processes import Failed, run, served
+from benchmarks.processes import Failed, resident, run, served
 from benchmarks.prompt.models import DEEP, TASK, WIDE, Shape, directory, fills_an_answer, prompts
 from client import InferenceClient
 
@@ -199,14 +199,14 @@ def in_flight(rounds: int, say: Callable[[str], None]) -> dict[str, Any]:
                 return time.perf_counter() - start
 
         ask(texts[0])
-        found: dict[str, Any] = {name: {"rest": resident(one), "most": []} for name, one in processes.items()}
+        found: dict[str, Any] = {name: {"rest": resident(one.pid), "most": []} for name, one in processes.items()}
         found["seconds"] = []
         for number in range(rounds):
             for one in processes.values():
                 Path(f"/proc/{one.pid}/clear_refs").write_text("5")  # begins VmHWM anew (proc_pid_clear_refs(5))
             found["seconds"].append(max(threads.map(ask, texts)))
             for name, one in processes.items():
-                found[name]["most"].append(resident(one, "VmHWM"))
+                found[name]["most"].append(resident(one.pid, "VmHWM"))
             most = {name: round(found[name]["most"][-1] / 1e6) for name in processes}
             say(f"[{number + 1}/{rounds}] eight at once: {found['seconds'][-1]:.1f} s, at most {most} MB")
     return found
@@ -218,10 +218,3 @@ def find_server() -> psutil.Process:
         if process.name() == "java":
             return process
     raise Failed("no frontend was found")
-
-
-def resident(process: psutil.Process, line: str = "VmRSS") -> int:
-    """Bytes of a process's memory: now, or at most (VmHWM)."""
-    status = Path(f"/proc/{process.pid}/status").read_text()
-    [kilobytes] = [text.split()[1] for text in status.splitlines() if text.startswith(f"{line}:")]
-    return int(kilobytes) * 1024

@@ -7,7 +7,6 @@ is cancelled. It runs on an event loop in a thread of its own.
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from dataclasses import dataclass
@@ -15,8 +14,6 @@ from typing import Any, TypeAlias
 
 from handler.batch import log_defect
 from handler.errors import LoadError
-
-logger = logging.getLogger(__name__)
 
 Event: TypeAlias = MutableMapping[str, Any]
 Asgi: TypeAlias = Callable[

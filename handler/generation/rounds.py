@@ -29,7 +29,7 @@ from handler.draining import Drain
 from handler.errors import HandlerError, InternalError, LoadError
 from handler.generation.application import Ask, Exchange
 from handler.generation.engine import ENGINES, Engine
-from handler.generation.routes import COMPLETIONS, EVENT_STREAM, Route, Served, find, refusal
+from handler.generation.routes import COMPLETIONS, EVENT_STREAM, Route, Served, find, openai_error, refusal
 from handler.wire import Message, Reply
 
 logger = logging.getLogger(__name__)
@@ -39,9 +39,7 @@ GATHER_SECONDS = 0.004  # after the first news: an engine's step has a token for
 TRY_SECONDS = 240  # for the first two tokens
 SILENCE_SECONDS = 1.0  # without a round, after which nobody is there any more
 LOOK_SECONDS = 0.25
-FAILED = (
-    b'data: {"error": {"message": "the engine failed", "type": "server_error", "param": null, "code": null}}\n\n'
-)
+FAILED = b"data: " + orjson.dumps(openai_error(500, "the engine failed")) + b"\n\n"
 
 
 @dataclass
@@ -147,7 +145,7 @@ class Generation:
                 self.live.pop(request, None)
             if live.begun:
                 return Reply(FAILED, EVENT_STREAM), True
-            return wire.error_reply(InternalError("the request could not be answered")), None
+            return wire.error_reply(InternalError()), None
 
     def _say(self, request: str, live: Live) -> tuple[Reply | None, bool | None]:
         """A request's reply, if it has one, and whether it ends: None for a whole one (which is no stream)."""
@@ -161,7 +159,7 @@ class Generation:
             with self._lock:
                 del self.live[request]
         if status is None or (failed and not live.begun):
-            return wire.error_reply(InternalError("the request could not be answered")), None
+            return wire.error_reply(InternalError()), None
         if not streams:
             return live.route.whole(status, piece, content_type), None
         reply = Reply(live.route.piece(piece, done) + (FAILED if failed else b""), EVENT_STREAM)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import orjson
@@ -107,10 +107,14 @@ def refusal(message: Message | None, error: HandlerError) -> Reply:
     """An error as the protocol has it that the request speaks."""
     if message is None or not message.path.strip("/").startswith("v1/"):
         return error_reply(error)
-    kind = "invalid_request_error" if error.status < 500 else "server_error"
     text = str(error).encode("ascii", "replace").decode()
-    document = {"error": {"message": text, "type": kind, "param": None, "code": None}}
-    return Reply(orjson.dumps(document), status=error.status)
+    return Reply(orjson.dumps(openai_error(error.status, text)), status=error.status)
+
+
+def openai_error(status: int, message: str) -> dict[str, Any]:
+    """An error's document in the OpenAI protocol."""
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    return {"error": {"message": message, "type": kind, "param": None, "code": None}}
 
 
 def _openai(path: str, document: dict[str, Any], served: Served) -> Route:
@@ -197,8 +201,3 @@ class Translated:
 def _text(choice: Document) -> str:
     delta = choice.get("delta")
     return str((delta.get("content") if delta is not None else choice.get("text")) or "")
-
-
-def known() -> list[str]:
-    """The native route's fields."""
-    return [one.name for one in fields(Sampling)]

@@ -23,6 +23,7 @@ from handler.devices import BATCH_TOKENS
 from handler.errors import MAX_MESSAGE, LoadError
 from handler.generation.application import Application
 from handler.generation.engine import Engine
+from handler.generation.routes import openai_error
 from handler.loading import DTYPES, OFFLINE, check_directory
 from handler.rules import BOOLEAN, TEXT, Problem, check, integer, key, number
 
@@ -320,9 +321,7 @@ def _speak_openai(app: Any) -> None:
     from jinja2.exceptions import TemplateError  # noqa: PLC0415
 
     def reply(status: int, message: str) -> Any:
-        kind = "invalid_request_error" if status < 500 else "server_error"
-        error = {"message": message, "type": kind, "param": None, "code": None}
-        return JSONResponse({"error": error}, status_code=status)
+        return JSONResponse(openai_error(status, message), status_code=status)
 
     @app.exception_handler(HTTPException)  # type: ignore[untyped-decorator]
     async def refused(_: Request, error: HTTPException) -> Any:

@@ -6,11 +6,10 @@ import time
 from dataclasses import replace
 
 import pytest
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.support import tiny_models, worker
-from tests.support.rounds import Frontend
+from tests.support.reference import generated
+from tests.support.rounds import Frontend, whole
 
 CHAT, COMPLETIONS = "v1/chat/completions", "v1/completions"
 PROMPTS = ("the film was not good", "a wonderful story, well told", "they sent another one", "")
@@ -35,24 +34,7 @@ def frontend(service):
 @pytest.fixture(scope="module")
 def alone(model):
     """prompt -> what `generate` makes of it, greedily, template and all."""
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    loaded = AutoModelForCausalLM.from_pretrained(model).eval()
-
-    def generate(prompt, new=NEW, chat=True):
-        if chat:
-            messages = [{"role": "user", "content": prompt}]
-            prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=not chat)
-        with torch.inference_mode():
-            ids = loaded.generate(**inputs, max_new_tokens=new, do_sample=False)[0, inputs["input_ids"].shape[1] :]
-        return tokenizer.decode(ids, skip_special_tokens=True), inputs["input_ids"].shape[1], len(ids)
-
-    return generate
-
-
-def whole(text):
-    """A stream leaves out a character that the cap has cut in two, for which a whole answer has a sign."""
-    return text.rstrip("\ufffd")
+    return lambda prompt, new=NEW, chat=True: generated(model, prompt, new, chat)
 
 
 def messages(prompt):

@@ -9,12 +9,10 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
-from diffusers.pipelines.flux2.pipeline_flux2 import Flux2Pipeline
-from transformers import AutoTokenizer, Mistral3ForConditionalGeneration
 
 from handler.config import ConfigError, read_config
 from handler.errors import LoadError
-from tests.support import archives, frames, tiny_models, worker
+from tests.support import archives, diffusion, frames, tiny_models, worker
 
 GUIDE = (Path(__file__).resolve().parents[2] / "docs" / "own-task.md").read_text()
 ENCODER = GUIDE.partition("```python\n")[2].partition("```")[0]
@@ -59,16 +57,13 @@ def test_the_guides_encoder_does_what_diffusers_does(tmp_path, monkeypatch):
     config = yaml.safe_load(GUIDE.partition("```yaml\n")[2].partition("```")[0])["handler"]
     service = worker.start(tmp_path, **{**config, "options": {**config["options"], "dtype": "float32"}})
     safetensors_ = "application/x-safetensors"
+    embeds, ids = diffusion.encoded(diffusion.FLUX2, tmp_path / "model", PROMPTS)
     for body in ({"prompts": list(PROMPTS)}, {"prompt": list(PROMPTS)}):
         [response] = frames.predict(service, [frames.post(json.dumps(body).encode(), Accept=safetensors_)])
         assert response.status == 200, response.body
         found = safetensors.torch.load(response.body)
-        model = Mistral3ForConditionalGeneration.from_pretrained(tmp_path / "model").eval()
-        tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
-        with torch.inference_mode():
-            embeds = Flux2Pipeline._get_mistral_3_small_prompt_embeds(model, tokenizer, list(PROMPTS))
         torch.testing.assert_close(found["prompt_embeds"], embeds, rtol=0, atol=1e-5 * float(embeds.abs().max()))
-        assert torch.equal(found["text_ids"], Flux2Pipeline._prepare_text_ids(embeds))
+        assert torch.equal(found["text_ids"], ids)
 
 
 def test_in_isolation(tmp_path, monkeypatch):

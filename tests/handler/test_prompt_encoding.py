@@ -6,14 +6,12 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from diffusers.pipelines.flux2.pipeline_flux2 import Flux2Pipeline
-from diffusers.pipelines.flux2.pipeline_flux2_klein import Flux2KleinPipeline
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, Mistral3ForConditionalGeneration, Qwen3ForCausalLM
+from transformers import Mistral3ForConditionalGeneration
 
 from handler import wire
 from handler.errors import LoadError
-from tests.support import archives, frames, tiny_models, worker
+from tests.support import archives, diffusion, frames, tiny_models, worker
 
 TASK = "prompt-encoding"
 LAYERS = [1, 2, 4]
@@ -42,29 +40,14 @@ def right(tmp_path_factory):
 
 def flux2(directory, prompts, length=LENGTH):
     """(prompts, length, width) and (prompts, length, 4): what diffusers' FLUX.2 [dev] makes of prompts."""
-    model = Mistral3ForConditionalGeneration.from_pretrained(directory / "model").eval()
-    tokenizer = AutoTokenizer.from_pretrained(directory / "model")
-    with torch.inference_mode():
-        embeds = Flux2Pipeline._get_mistral_3_small_prompt_embeds(
-            model,
-            tokenizer,
-            list(prompts),
-            max_sequence_length=length,
-            system_message=SYSTEM,
-            hidden_states_layers=LAYERS,
-        )
-    return embeds.numpy(), Flux2Pipeline._prepare_text_ids(embeds).numpy()
+    options = {"max_sequence_length": length, "system_message": SYSTEM, "hidden_states_layers": LAYERS}
+    return [part.numpy() for part in diffusion.encoded(diffusion.FLUX2, directory / "model", prompts, **options)]
 
 
 def klein(directory, prompts, length=LENGTH):
     """The same of FLUX.2 [klein]."""
-    model = Qwen3ForCausalLM.from_pretrained(directory / "model").eval()
-    tokenizer = AutoTokenizer.from_pretrained(directory / "model")
-    with torch.inference_mode():
-        embeds = Flux2KleinPipeline._get_qwen3_prompt_embeds(
-            model, tokenizer, list(prompts), max_sequence_length=length, hidden_states_layers=LAYERS
-        )
-    return embeds.numpy(), Flux2KleinPipeline._prepare_text_ids(embeds).numpy()
+    options = {"max_sequence_length": length, "hidden_states_layers": LAYERS}
+    return [part.numpy() for part in diffusion.encoded(diffusion.KLEIN, directory / "model", prompts, **options)]
 
 
 def start(directory, **settings):

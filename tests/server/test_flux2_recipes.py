@@ -12,22 +12,16 @@ import zipfile
 import pytest
 import torch
 import yaml
-from diffusers.pipelines.flux2.pipeline_flux2 import Flux2Pipeline
-from diffusers.pipelines.flux2.pipeline_flux2_klein import Flux2KleinPipeline
 from diffusers.pipelines.flux2.system_messages import SYSTEM_MESSAGE
-from transformers import AutoTokenizer, Mistral3ForConditionalGeneration, Qwen3ForCausalLM
 
 from archiver.snapshot import TOKENIZER_FILES
 from client import InferenceClient
-from tests.support import archives, tiny_models
-from tests.support.serving import ROOT, Serving
+from tests.support import archives, diffusion, tiny_models
+from tests.support.serving import ROOT, served
 
 pytestmark = pytest.mark.server
 
-RECIPES = {
-    "flux2-prompt": (Flux2Pipeline._get_mistral_3_small_prompt_embeds, 40),
-    "flux2-klein-prompt": (Flux2KleinPipeline._get_qwen3_prompt_embeds, 36),
-}
+RECIPES = {"flux2-prompt": diffusion.FLUX2, "flux2-klein-prompt": diffusion.KLEIN}
 PROMPTS = ["a wonderful story", "", "the film [IMG]was not good"]
 
 
@@ -87,17 +81,13 @@ def split_as_mistral_does(model, tokenizer):
 
 def reference(name, model):
     """What diffusers makes of the prompts, by its own defaults, in bfloat16."""
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    kind = Mistral3ForConditionalGeneration if name == "flux2-prompt" else Qwen3ForCausalLM
-    loaded = kind.from_pretrained(model, dtype=torch.bfloat16).eval()
-    with torch.inference_mode():
-        return RECIPES[name][0](loaded, tokenizer, PROMPTS)
+    return diffusion.encoded(RECIPES[name], model, PROMPTS, torch.bfloat16)[0]
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_recipe_says_what_diffusers_does(name):
     handler = yaml.safe_load((ROOT / "recipes" / name / "model-config.yaml").read_text())["handler"]
-    defaults = inspect.signature(RECIPES[name][0]).parameters
+    defaults = inspect.signature(RECIPES[name]).parameters
     assert handler["layers"] == list(defaults["hidden_states_layers"].default)
     assert handler["max_length"] == defaults["max_sequence_length"].default
     if name == "flux2-prompt":
@@ -116,9 +106,8 @@ def test_only_what_is_read_is_packed(store):
 
 @pytest.fixture(scope="module")
 def server(store):
-    with Serving(store, [f"{name}.mar" for name in RECIPES]) as running:
+    with served(store, [f"{name}.mar" for name in RECIPES]) as running:
         yield running
-    assert running.status == 0
 
 
 @pytest.mark.parametrize("name", RECIPES)

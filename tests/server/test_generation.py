@@ -12,12 +12,12 @@ import openai
 import psutil
 import pytest
 import requests
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from client import ManagementClient
 from tests.support import archives, tiny_models
-from tests.support.serving import Serving
+from tests.support.reference import generated
+from tests.support.rounds import whole
+from tests.support.serving import Serving, served
 
 pytestmark = pytest.mark.server
 
@@ -35,24 +35,14 @@ def model(tmp_path_factory):
 def server(model, tmp_path_factory):
     store = tmp_path_factory.mktemp("store")
     archives.build_model(store, "chat", model, "text-generation", *FLAGS)
-    with Serving(store, ["chat.mar"]) as running:
+    with served(store, ["chat.mar"]) as running:
         yield running
-    assert running.status == 0
 
 
 @pytest.fixture(scope="module")
 def wanted(model):
     """prompt -> what `generate` answers to it alone."""
-    tokenizer, loaded = AutoTokenizer.from_pretrained(model), AutoModelForCausalLM.from_pretrained(model).eval()
-    found = {}
-    for prompt in PROMPTS:
-        messages = [{"role": "user", "content": prompt}]
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        inputs = tokenizer(text, return_tensors="pt", add_special_tokens=False)
-        with torch.inference_mode():
-            ids = loaded.generate(**inputs, max_new_tokens=NEW, do_sample=False)
-        found[prompt] = tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    return found
+    return {prompt: generated(model, prompt, NEW)[0] for prompt in PROMPTS}
 
 
 @pytest.fixture
@@ -64,11 +54,6 @@ def chat(server):
 
 def messages(prompt):
     return [{"role": "user", "content": prompt}]
-
-
-def whole(text):
-    """A stream leaves out a character that the cap has cut in two."""
-    return text.rstrip("\ufffd")
 
 
 def native(server, **fields):

@@ -11,13 +11,12 @@ import numpy as np
 import pytest
 import requests
 import torch
-from diffusers.pipelines.flux2.pipeline_flux2 import Flux2Pipeline
 from safetensors.torch import load_file, save_file
 
 from client import InferenceClient, ManagementClient, Refused
 from tests.handler.test_prompt_encoding import LAYERS, SYSTEM, flux2
-from tests.support import archives, tiny_models
-from tests.support.serving import ROOT, Serving
+from tests.support import archives, diffusion, tiny_models
+from tests.support.serving import ROOT, served
 
 pytestmark = pytest.mark.server
 
@@ -43,9 +42,8 @@ def server(model, tmp_path_factory):
     }
     flags = [f"--set=handler.{name}={json.dumps(value)}" for name, value in settings.items()]
     archives.build_model(store, "prompts", model, "prompt-encoding", *flags)
-    with Serving(store, ["prompts.mar"]) as running:
+    with served(store, ["prompts.mar"]) as running:
         yield running
-    assert running.status == 0
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +61,7 @@ def test_the_client_gives_tensors_back(server, expected):
     with InferenceClient(server.inference_url) as client:
         encoded = client.encode_prompt("prompts", PROMPTS)
     assert_near(encoded.prompt_embeds, expected)
-    torch.testing.assert_close(encoded.text_ids, Flux2Pipeline._prepare_text_ids(expected))
+    torch.testing.assert_close(encoded.text_ids, diffusion.text_ids(expected))
     assert encoded.truncated == (False, False, False, True)
 
 

@@ -12,7 +12,14 @@ import numpy as np
 import torch
 import transformers
 from sentence_transformers import CrossEncoder
-from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, Pipeline, pipeline
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    Pipeline,
+    pipeline,
+)
 
 from tests.support import tiny_models
 
@@ -76,6 +83,24 @@ def fillings(model: Path, texts: Sequence[str], **parameters: Any) -> list:
     """The pipeline's fillings of each text, which is cut where it is too long."""
     pipeline = _pipeline("fill-mask", model)
     return [pipeline(text, tokenizer_kwargs={"truncation": True}, **parameters) for text in texts]
+
+
+def generated(model: Path, prompt: str, new: int, chat: bool = True) -> tuple[str, int, int]:
+    """What `generate` makes of a prompt, greedily and alone: the text, and its tokens in and out."""
+    tokenizer, loaded = _generator(model)
+    if chat:
+        messages = [{"role": "user", "content": prompt}]
+        prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=not chat)
+    size = inputs["input_ids"].shape[1]
+    with torch.inference_mode():
+        ids = loaded.generate(**inputs, max_new_tokens=new, do_sample=False)[0, size:]
+    return tokenizer.decode(ids, skip_special_tokens=True), size, len(ids)
+
+
+@cache
+def _generator(model: Path) -> tuple[Any, Any]:
+    return AutoTokenizer.from_pretrained(model), AutoModelForCausalLM.from_pretrained(model).eval()
 
 
 @cache

@@ -7,6 +7,8 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -14,6 +16,14 @@ import psutil
 from tests.support.torchserve import TorchServe
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+@contextmanager
+def served(model_store: Path, models: list[str]) -> Iterator[Serving]:
+    """A server for many tests, which ends as it should."""
+    with Serving(model_store, models) as running:
+        yield running
+    assert running.status == 0
 
 
 class Serving(TorchServe):
