@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from ts.handler_utils.utils import send_intermediate_predict_response
+from ts.protocol import otf_message_handler
 from ts.torch_handler.base_handler import BaseHandler
 
 from handler import wings, wire
 from handler.batch import log_defect
 from handler.errors import InternalError, LoadError
+from handler.reading import BufferedFrames
 
 
 class TransformerHandler(BaseHandler):
@@ -23,6 +25,7 @@ class TransformerHandler(BaseHandler):
 
     def initialize(self, context: Any) -> None:
         """Loads what the archive holds and warms it up; the worker is READY when this returns."""
+        otf_message_handler._retrieve_buffer = BufferedFrames()
         self.context = context
         self.manifest = context.manifest
         given = context.system_properties
