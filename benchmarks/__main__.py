@@ -18,9 +18,10 @@ VERBS = {
     "overhead": "a handler that does nothing, beside stock TorchServe",
     "options": "dtype, int8, compile and attention: what each gains, and what it costs in the answers",
     "prompt": "prompts for diffusion models: exactness, what is saved, large answers, the seed's service",
+    "generation": "text generation: both engines beside their own servers, the seed's service, a thousand streams",
     "memory": "whether a worker grows over 100,000 requests",
     "archive": "building an archive, beside torch-model-archiver",
-    "all": "archive, overhead, options, prompt, memory, encoder",
+    "all": "archive, overhead, options, prompt, generation, memory, encoder",
 }
 
 
@@ -55,6 +56,12 @@ def arguments(line: Sequence[str] | None = None) -> argparse.Namespace:
         )
     parser.add_argument("--texts", type=int, default=512, help="encoder: of each set (default: %(default)s)")
     parser.add_argument("--requests", type=int, default=100_000, help="memory: how many (default: %(default)s)")
+    parser.add_argument(
+        "--streams",
+        type=int,
+        default=1000,
+        help="generation: of which one in three is left (default: %(default)s)",
+    )
     parser.add_argument("--megabytes", type=int, default=500, help="archive: of weights (default: %(default)s)")
     parser.add_argument("--results", type=Path, metavar="DIR", help="write there, and leave the README alone")
     return parser.parse_args(line)
@@ -66,7 +73,7 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGINT):  # servers are ended on the way out
         signal.signal(number, signal.default_int_handler)
     try:
-        order = ("archive", "overhead", "options", "prompt", "memory", "encoder")
+        order = ("archive", "overhead", "options", "prompt", "generation", "memory", "encoder")
         for verb in [verb for verb in order if flags.verb in (verb, "all")]:
             measure(verb, flags)
     except (Unavailable, Failed, OSError) as err:
@@ -82,6 +89,7 @@ def measure(verb: str, flags: argparse.Namespace) -> None:
     """One verb, from the first measurement to the table."""
     from benchmarks import archive, closed_loop, encoder, machine, memory, options, overhead, report  # noqa: PLC0415
     from benchmarks.figures import Results  # noqa: PLC0415
+    from benchmarks.generation import measure as generation  # noqa: PLC0415
     from benchmarks.prompt import measure as prompt  # noqa: PLC0415
     from benchmarks.turns import Plan  # noqa: PLC0415
 
@@ -96,6 +104,7 @@ def measure(verb: str, flags: argparse.Namespace) -> None:
     matters = {
         "options": {"rounds": plan.rounds},
         "prompt": {"rounds": plan.rounds},
+        "generation": {"rounds": plan.rounds, "streams": flags.streams},
         "encoder": vars(plan),
         "overhead": {"rounds": plan.rounds, "seconds": plan.seconds},
         "memory": {"requests": flags.requests},
@@ -119,6 +128,8 @@ def measure(verb: str, flags: argparse.Namespace) -> None:
         options.measure(flags.rounds, results, say)
     elif verb == "prompt":
         prompt.measure(flags.rounds, results, say)
+    elif verb == "generation":
+        generation.measure(flags.rounds, flags.streams, results, say)
     elif verb == "memory":
         memory.measure(flags.requests, results, say)
     else:

@@ -100,3 +100,21 @@ def prompt(results: Results) -> Iterator[Outcome]:
     yield Outcome("float32, padding filled in: in 1e-5 of the largest value", 1, False, filled)
     short = [(1 - exact["bfloat16"]) * 1e4]
     yield Outcome("bfloat16: how far the least cosine of a prompt is from 1, in 1e-4", 1, False, short)
+
+
+def generation(results: Results) -> Iterator[Outcome]:
+    """Against the same engine's own server, and the seed's service."""
+    extra = results.extra
+    for engine, server in (("transformers", "transformers serve"), ("vllm", "vllm serve")):
+        ours, theirs = extra["streams"][f"ours, {engine}"], extra["streams"][server]
+        rates = [one / other for one, other in zip(ours["rates"], theirs["rates"], strict=True)]
+        yield Outcome(f"16 streams, tokens/s over {server}", 0.95, True, rates)
+        later = [1e3 * (one - other) for one, other in zip(ours["first"], theirs["first"], strict=True)]
+        yield Outcome(f"median time to the first text over {server}'s", 15, False, later, " ms")
+    answers = extra["answers"]
+    over = [ours / seed for ours, seed in zip(answers["ours"], answers["seed"], strict=True)]
+    yield Outcome("16 connections, tokens/s over the seed's service", 4, True, over)
+    for name, found in extra["leaks"].items():
+        for process, grown in found["growth"].items():
+            words = f"{name}: growth of {process} over {found['streams']:,} streams after the first tenth"
+            yield Outcome(words, round(grown["allowed"] / 1e6, 1), False, [grown["bytes"] / 1e6], " MB")

@@ -26,6 +26,7 @@ def markdown(results: Results, chart: Path | None) -> str:
         "overhead": _overhead,
         "options": _options,
         "prompt": _prompt,
+        "generation": _generation,
         "memory": _memory,
         "archive": _archive,
     }
@@ -247,6 +248,28 @@ def _prompt(results: Results) -> Iterator[str]:
         f"{exact['bfloat16_computed']:.6f} with padding computed. Diffusers itself, in bfloat16, is at "
         f"{exact['diffusers_bfloat16']:.6f} from its own float32."
     )
+    yield "\n".join(_about(name, described) for name, described in results.candidates.items())
+
+
+def _generation(results: Results) -> Iterator[str]:
+    extra = results.extra
+    yield _goals(goals.generation(results))
+    rows = [
+        [name, spread(found["rates"], 0), spread([1e3 * first for first in found["first"]], 0)]
+        for name, found in extra["streams"].items()
+    ]
+    yield table(["16 streams", "tokens/s", "ms to the first text, median"], rows)
+    yield table(
+        ["16 connections, whole answers", "tokens/s"],
+        [[name, spread(rates, 0)] for name, rates in extra["answers"].items()],
+    )
+    rows = []
+    for name, found in extra["leaks"].items():
+        for process, samples in found["samples"].items():
+            held = [f"{samples[at] / 1e6:,.0f}" for at in (0, len(samples) // 2, -1)]
+            rows.append([f"{name}: {process}", *held])
+    streams = next(iter(extra["leaks"].values()))["streams"]
+    yield table([f"MB over {streams:,} streams", "after a twentieth", "half", "all"], rows)
     yield "\n".join(_about(name, described) for name, described in results.candidates.items())
 
 

@@ -4,4 +4,5 @@ set -euo pipefail
 # shellcheck source=scripts/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 ensure_venv requirements.txt requirements-dev.txt
+case " $* " in *" generation "* | *" all "*) ensure_vllm ;; esac
 PYTHONPATH=$ROOT exec "$VENV/bin/python" -P -m benchmarks "$@"

@@ -1,0 +1,1 @@
+"""Generating text: the same engines behind their own servers and behind TorchServe, and the seed's service."""

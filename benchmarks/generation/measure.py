@@ -1,0 +1,94 @@
+"""All of it, one after the other: what is found stands in the results' extra."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from benchmarks.candidates.candidate import Candidate, Job
+from benchmarks.environments import BENCH
+from benchmarks.figures import Results
+from benchmarks.generation.candidates import (
+    NEW,
+    STREAMS,
+    TASK,
+    SeedGenerate,
+    TransformersServe,
+    VllmServe,
+    native,
+    native_route,
+    transformers_engine,
+    vllm_engine,
+)
+from benchmarks.generation.leaks import leaks
+from benchmarks.generation.models import directory, prompts
+from benchmarks.generation.streams import Streamed, load, whole
+from benchmarks.processes import served
+
+WAVES = 6  # of streams, in one measurement
+
+
+def measure(rounds: int, streams: int, results: Results, say: Callable[[str], None]) -> None:
+    """Makes the model where there is none yet, and measures. Raises Failed."""
+    directory()
+    pairs: dict[str, tuple[Candidate, Candidate]] = {
+        "transformers": (transformers_engine(), TransformersServe()),
+        "vllm": (vllm_engine(), VllmServe()),
+    }
+    TransformersServe.environment.ensure()
+    everybody = [one for pair in pairs.values() for one in pair] + [SeedGenerate()]
+    for candidate in everybody:
+        results.candidates[candidate.name] = {"about": candidate.about, "repairs": []}
+    found: dict[str, Any] = {one.name: {"rates": [], "first": []} for pair in pairs.values() for one in pair}
+    for number in range(rounds):
+        for pair in pairs.values():
+            for candidate in pair if number % 2 == 0 else reversed(pair):
+                figures = _streamed(candidate)
+                found[candidate.name]["rates"].append(figures.tokens_per_second)
+                found[candidate.name]["first"].append(statistics.median(figures.first))
+                say(
+                    f"[{number + 1}/{rounds}] {candidate.name}: {figures.tokens_per_second:.0f} tokens/s, "
+                    f"first text {1e3 * statistics.median(figures.first):.0f} ms"
+                )
+    results.extra["streams"] = found
+    answers: dict[str, list[float]] = {"ours": [], "seed": []}
+    for number in range(rounds):
+        for name, each in (("seed", SeedGenerate()), ("ours", native_route())):
+            answers[name].append(_answered(each))
+            say(f"[{number + 1}/{rounds}] whole answers, {name}: {answers[name][-1]:.0f} tokens/s")
+    results.extra["answers"] = answers
+    results.extra["leaks"] = {}
+    for ours, _ in pairs.values():
+        say(f"{streams} streams, {ours.name}: one in three is left midway")
+        with _running(ours) as job:
+            results.extra["leaks"][ours.name] = leaks(ours, job, streams, say)  # type: ignore[arg-type]
+
+
+def _streamed(candidate: Candidate) -> Streamed:
+    texts = prompts((WAVES + 1) * STREAMS)
+    with _running(candidate) as job:
+        wire = candidate.wires[TASK]
+        bodies = [wire.body(text) for text in texts]
+        asyncio.run(load(job.port, wire.path, bodies[:STREAMS], STREAMS, NEW))  # warm
+        return asyncio.run(load(job.port, wire.path, bodies[STREAMS:], STREAMS, NEW))
+
+
+def _answered(candidate: Candidate) -> float:
+    bodies = [native(text) for text in prompts(4 * STREAMS)]
+    with _running(candidate) as job:
+        path = candidate.wires[TASK].path
+        asyncio.run(whole(job.port, path, bodies[:STREAMS], STREAMS, NEW))
+        return asyncio.run(whole(job.port, path, bodies[STREAMS:], STREAMS, NEW))
+
+
+@contextmanager
+def _running(candidate: Candidate) -> Iterator[Job]:
+    """The candidate's server, answering."""
+    store = BENCH / "work" / "generation"
+    store.mkdir(parents=True, exist_ok=True)
+    candidate.prepare(Job(TASK, directory(), 0, store, store))
+    with served(candidate, TASK, directory(), store) as job:
+        yield job

@@ -1,0 +1,89 @@
+"""Sixteen clients that read streams, and when each stream's first text came."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from benchmarks.http_client import HOST, post
+from benchmarks.processes import Failed
+
+TIMEOUT = 300  # s for one answer
+LIMIT = 1 << 20  # bytes of one line
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """A load's figures."""
+
+    tokens_per_second: float
+    first: list[float]  # s to the first text of each stream
+
+
+async def load(port: int, path: str, bodies: Sequence[bytes], connections: int, tokens: int) -> Streamed:
+    """All bodies once, so many at a time. Raises Failed where an answer is not whole."""
+    waiting, first = list(reversed(bodies)), list[float]()
+
+    async def client() -> None:
+        while waiting:
+            first.append(await stream(port, path, waiting.pop()))
+
+    started = time.perf_counter()
+    async with asyncio.timeout(TIMEOUT):
+        await asyncio.gather(*(client() for _ in range(connections)))
+    return Streamed(len(bodies) * tokens / (time.perf_counter() - started), first)
+
+
+async def stream(port: int, path: str, body: bytes, leave_after: int | None = None) -> float:
+    """Reads one to its end, or leaves after so many events; seconds to the first text."""
+    reader, writer = await asyncio.open_connection(HOST, port, limit=LIMIT)
+    try:
+        started, first, events, ended = time.perf_counter(), 0.0, 0, False
+        writer.write(post(path, body, port))
+        while line := await reader.readline():
+            if line.startswith(b"HTTP/1.1") and b" 200 " not in line:
+                raise Failed(f"answered {line.decode().strip()}")
+            if line.startswith(b"data: {"):
+                events += 1
+                if not first and has_text(line):
+                    first = time.perf_counter() - started
+                ended = ended or b'"finish_reason":"length"' in line or b'"finish_reason": "length"' in line
+                if events == leave_after:
+                    return first
+            elif ended and line == b"0\r\n":
+                break
+        if not ended:
+            raise Failed("a stream ended before its end")
+        return first
+    finally:
+        writer.close()
+
+
+def has_text(line: bytes) -> bool:
+    """Whether an event has new text: the first of a chat has only its role."""
+    choices = json.loads(line.removeprefix(b"data: "))["choices"]
+    return any(choice["delta"].get("content") for choice in choices)
+
+
+async def whole(port: int, path: str, bodies: Sequence[bytes], connections: int, tokens: int) -> float:
+    """Tokens a second of whole answers. Raises Failed where one is not as long as it should be."""
+    waiting = list(reversed(bodies))
+
+    async def client() -> None:
+        while waiting:
+            reader, writer = await asyncio.open_connection(HOST, port, limit=LIMIT)
+            writer.write(post(path, waiting.pop(), port))
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
+            answer = json.loads(await reader.readexactly(length))
+            if answer.get("output_token_count") != tokens:
+                raise Failed(f"answered {answer}"[:200])
+            writer.close()
+
+    started = time.perf_counter()
+    async with asyncio.timeout(TIMEOUT):
+        await asyncio.gather(*(client() for _ in range(connections)))
+    return len(bodies) * tokens / (time.perf_counter() - started)
