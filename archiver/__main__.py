@@ -1,4 +1,4 @@
-"""The command line: build, inspect, verify. The path of an archive is all that a build says on stdout.
+"""The command line: build, inspect, verify, run. The path of an archive is all that a build says on stdout.
 
 Status: 0 done, 1 refused or not whole, 2 wrong usage, 128 + n ended by signal n.
 """
@@ -9,6 +9,7 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from archiver.ending import ended
@@ -29,7 +30,23 @@ def parser() -> argparse.ArgumentParser:
     inspect.add_argument("--json", action="store_true", help="for programs")
     verify = commands.add_parser("verify", help="say whether an archive is whole", allow_abbrev=False)
     verify.add_argument("file", metavar="FILE", type=Path, help="a .mar, a .tar.gz or a no-archive directory")
+    _add_run(commands.add_parser("run", help="answer a file of requests, without a server", allow_abbrev=False))
     return whole
+
+
+def _add_run(run: argparse.ArgumentParser) -> None:
+    run.description = "Answer a file of requests with an archive's own handler: offline, in order, at full speed."
+    run.epilog = (
+        "A request that fails has its error in its line, and the status is 0. A run that is stopped goes on from "
+        "FILE.part when it is started again."
+    )
+    run.add_argument("file", metavar="ARCHIVE", type=Path, help="a .mar, a .tar.gz or a no-archive directory")
+    run.add_argument(
+        "--input", type=Path, required=True, metavar="FILE", help='requests, one a line, such as {"text": "…"}'
+    )
+    run.add_argument("--output", type=Path, required=True, metavar="FILE", help="where the answers go, one a line")
+    run.add_argument("--gpu", type=int, metavar="N", help="the GPU to run on; default: as without a server's say")
+    run.add_argument("-f", "--force", action="store_true", help="begin anew, and replace what is there")
 
 
 def _add_build(build: argparse.ArgumentParser) -> None:
@@ -74,8 +91,9 @@ def _add_build(build: argparse.ArgumentParser) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns its status."""
     flags = parser().parse_args(arguments)
-    command = {"build": _build, "inspect": _inspect, "verify": _verify}[flags.command]
-    return ended(lambda: command(flags), _say, "; nothing was changed")
+    command = {"build": _build, "inspect": _inspect, "verify": _verify, "run": _run}[flags.command]
+    kept = "; what was answered is kept" if flags.command == "run" else "; nothing was changed"
+    return ended(lambda: command(flags), _say, kept)
 
 
 def _build(flags: argparse.Namespace) -> int:
@@ -130,10 +148,38 @@ def _verify(flags: argparse.Namespace) -> int:
     return 1 if problems else 0
 
 
-class _Progress:
-    """Bytes read so far: on a terminal in place, elsewhere a line now and then, for short builds nothing."""
+def _run(flags: argparse.Namespace) -> int:
+    from archiver import run  # noqa: PLC0415
 
-    def __init__(self) -> None:
+    started = time.monotonic()
+    lines, failed = run.run(
+        flags.file,
+        flags.input,
+        flags.output,
+        force=flags.force,
+        gpu=flags.gpu,
+        say=_say,
+        progress=_Progress(_lines),
+    )
+    errors = f", {failed:,} of them errors" if failed else ""
+    _say(f"{lines:,} answers{errors}, {time.monotonic() - started:.1f} s")
+    print(flags.output)
+    return 0
+
+
+def _megabytes(done: int, total: int) -> str:
+    return f"{done / 1e6:,.0f} of {total / 1e6:,.0f} MB"
+
+
+def _lines(done: int, total: int) -> str:
+    return f"{done:,} of {total:,} answers"
+
+
+class _Progress:
+    """How far it is: on a terminal in place, elsewhere a line now and then, for what is short nothing."""
+
+    def __init__(self, told: Callable[[int, int], str] = _megabytes) -> None:
+        self._told = told
         self._last = time.monotonic()
         self._every = 0.2 if sys.stderr.isatty() else EVERY
 
@@ -142,7 +188,7 @@ class _Progress:
         if now - self._last < self._every:
             return
         self._last = now
-        line = f"  {done / 1e6:,.0f} of {total / 1e6:,.0f} MB"
+        line = f"  {self._told(done, total)}"
         sys.stderr.write(f"\r{line} " if sys.stderr.isatty() else f"{line}\n")
         sys.stderr.flush()
 

@@ -56,7 +56,11 @@ def problems(path: Path) -> list[str]:
     Raises:
         Refused: it cannot be read at all.
     """
-    found = contents(path)
+    return judged(contents(path))
+
+
+def judged(found: Contents) -> list[str]:
+    """The same of what was read."""
     if SUMS not in found.kept:
         return [f"{SUMS}: is missing, so nothing says what belongs here; was it built by another archiver?"]
     try:

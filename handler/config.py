@@ -26,7 +26,7 @@ TASKS = {
     "prompt-encoding": "handler.tasks.prompt_encoding",
 }
 GENERATION = ("text-generation",)  # done by the other wing, handler/generation/
-ENGINES = ("transformers",)
+ENGINES = ("transformers", "vllm")
 
 OWN = "MODULE:CLASS"  # a task of the recipe's own, whose module lies beside it
 OWN_NAME = re.compile(r"[A-Za-z_]\w*:[A-Za-z_]\w*", re.ASCII)
@@ -256,8 +256,17 @@ class HandlerConfig:
     )
     engine: str = key(one_of(*ENGINES), "what generates", "transformers", GENERATION)
     max_new_tokens: int = key(integer(1), "the most tokens of an answer, whatever is asked for", 1024, GENERATION)
-    cache_tokens: int = key(
-        integer(512), "tokens, prompts included, that all live requests may hold together", 32_768, GENERATION
+    cache_tokens: int | None = key(
+        optional(integer(512)),
+        "tokens, prompts included, that all live requests may hold together; null: 32768; vLLM has its own",
+        None,
+        GENERATION,
+    )
+    vllm: dict[str, Any] | None = key(
+        optional(Rule("a mapping of vLLM's arguments, as max_model_len: 4096", lambda v: isinstance(v, dict))),
+        "arguments of vLLM, named as on its command line, for engine vllm",
+        None,
+        GENERATION,
     )
     truncation: bool = key(
         BOOLEAN, "cut a prompt that is longer than the answer; false: refuse it with 413", True, PROMPTS
@@ -377,6 +386,9 @@ def _not_for_generation(server: ServerConfig, handler: HandlerConfig) -> list[Pr
         "golden_tolerance",
     ):
         needed[f"handler.{name}"] = (getattr(handler, name), defaults[name], "it has no meaning here")
+    other = f"it is not for engine {handler.engine}"
+    for name in ("cache_tokens", "max_batch_tokens", "attention") if handler.engine == "vllm" else ("vllm",):
+        needed[f"handler.{name}"] = (getattr(handler, name), None, other)
     return [
         Problem(name, f"is to be left out for {handler.task}: {why}", str(value))
         for name, (value, allowed, why) in needed.items()

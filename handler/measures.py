@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
+Value: TypeAlias = tuple[str, str, float, tuple[str, ...]]  # name, kind, value, the dimensions before the model's
 STEPS = ("parse", "encode", "forward", "decode", "write")
 
 
@@ -49,16 +50,10 @@ class Measures:
         return round(1000 * sum(self.seconds.get(step, 0.0) for step in ("encode", "forward", "decode")), 3)
 
     def emit(self, cache: Any) -> None:
-        """Tells TorchServe. `cache` is `context.metrics`, whose model name stands in every line."""
-        kinds = {kind.value: metrics for kind, metrics in cache.cache.items()}
-        with one_write():
-            for name, kind, value, dimensions in self._values():
-                # Straight to the metric: `add_metric` would append the ids of all requests of the batch.
-                if metric := kinds.get(kind, {}).get(name):
-                    metric.add_or_update(round(value, 6), [*dimensions, cache.model_name, "Model"])
+        """Tells TorchServe. `cache` is `context.metrics`."""
+        tell(cache, self._values())
 
-    def _values(self) -> Iterator[tuple[str, str, float, tuple[str, ...]]]:
-        """Name, kind, value, and the dimensions before the model's."""
+    def _values(self) -> Iterator[Value]:
         yield "HandlerBatches", "counter", 1, ()
         yield "HandlerRequests", "counter", self.requests, ()
         yield "HandlerBatchSize", "gauge", self.requests, ()
@@ -73,6 +68,16 @@ class Measures:
         for step in STEPS:
             if step in self.seconds:
                 yield "HandlerStepSeconds", "histogram", self.seconds[step], (step,)
+
+
+def tell(cache: Any, values: Iterable[Value]) -> None:
+    """Tells TorchServe, in one write. The name of the cache's model stands in every line."""
+    kinds = {kind.value: metrics for kind, metrics in cache.cache.items()}
+    with one_write():
+        for name, kind, value, dimensions in values:
+            # Straight to the metric: `add_metric` would append the ids of all requests of the batch.
+            if metric := kinds.get(kind, {}).get(name):
+                metric.add_or_update(round(value, 6), [*dimensions, cache.model_name, "Model"])
 
 
 @contextmanager

@@ -6,9 +6,9 @@ rows -wire.read-> messages -protocol-> requests -task-> results -protocol-> repl
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +124,13 @@ class BatchPipeline:
         return each(
             self.inference(requests).slots, lambda done: self.task.answer(done.request, done.results, about)
         )
+
+    def replies(self, messages: Iterable[Message]) -> Iterator[Reply]:
+        """Each message's reply in JSON, in order, as many at once as a worker is handed."""
+        waiting = iter(messages)
+        while chunk := list(islice(waiting, self.config.server.batchSize)):
+            for slot in self.answer(chunk):
+                yield wire.error_reply(slot) if isinstance(slot, HandlerError) else _write(slot, wire.JSON)
 
     def describe(self) -> dict[str, Any]:
         """What `GET /models/NAME?customized=true` shows beside TorchServe's own."""

@@ -47,6 +47,16 @@ is_installed() {
   done < <(grep -oE '^[A-Za-z0-9_.-]+==[^ ]+' "$ROOT/$1")
 }
 
+# ensure_vllm: vLLM too, which is optional and whose list is whole.
+ensure_vllm() {
+  if is_installed requirements-vllm.txt; then return; fi
+  say "installing requirements-vllm.txt (once; a minute)"
+  (cd "$ROOT" && "$VENV/bin/pip" install --progress-bar off --no-deps --requirement requirements-vllm.txt) >"$VENV/install-vllm.log" 2>&1 &
+  show_progress $! "$VENV/install-vllm.log" ||
+    die "the installation failed: $(grep -i '^error' "$VENV/install-vllm.log" | head -n 1); see .venv/install-vllm.log"
+  stamp_of requirements-vllm.txt >"$VENV/.installed-requirements-vllm.txt"
+}
+
 stamp_of() { (cd "$ROOT" && cat "$1" constraints.txt | sha256sum); }
 
 make_venv() {

@@ -8,5 +8,6 @@ case "${1:-}" in -h | --help)
 esac
 cd "$ROOT"
 ensure_venv requirements.txt requirements-dev.txt
+ensure_vllm
 scripts/check.sh
-exec "$VENV/bin/python" -m pytest "$@"
+exec "$VENV/bin/python" -m pytest -n 2 --dist loadfile "$@" # much of a file of server tests is waiting

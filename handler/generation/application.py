@@ -19,7 +19,6 @@ Event: TypeAlias = MutableMapping[str, Any]
 Asgi: TypeAlias = Callable[
     [Event, Callable[[], Awaitable[Event]], Callable[[Event], Awaitable[None]]], Coroutine[Any, Any, None]
 ]
-START_SECONDS = 300
 LISTENS_SECONDS = 0.5  # that a disconnected request may take to end by itself
 
 
@@ -30,6 +29,18 @@ class Ask:
     method: str
     path: str
     body: bytes
+
+
+@dataclass(frozen=True)
+class News:
+    """What the application has said since it was last asked."""
+
+    status: int | None
+    content_type: str
+    body: bytes
+    streams: bool
+    done: bool
+    failed: bool
 
 
 class Exchange:
@@ -54,23 +65,25 @@ class Exchange:
         """Whether the round has something to send."""
         return self.done or (self.streams and bool(self.pieces))
 
-    def take(self) -> bytes:
-        """What has come since the last time."""
+    def take(self) -> News | None:
+        """What has come since the last time, if there is something to send."""
+        if not self.has_news:
+            return None
         taken, self.pieces = b"".join(self.pieces), []
-        return taken
+        return News(self.status, self.content_type, taken, self.streams, self.done, self.failed)
 
 
 class Application:
     """Runs the application.
 
     Args:
-        app: the application.
+        make: makes the application, on its loop.
         dead: tells whether its engine is gone for good.
     """
 
-    def __init__(self, app: Asgi, dead: Callable[[], bool] = lambda: False) -> None:
-        self.app = app
+    def __init__(self, make: Callable[[], Awaitable[Asgi]], dead: Callable[[], bool] = lambda: False) -> None:
         self.dead = dead
+        self._make = make
         self.lock = threading.Lock()  # of every exchange
         self.news = threading.Event()  # some exchange has news
         self._loop = asyncio.new_event_loop()
@@ -78,11 +91,11 @@ class Application:
         self._lifespan: asyncio.Queue[Event] = asyncio.Queue()
 
     def start(self) -> None:
-        """Starts the loop and the application. Raises LoadError."""
+        """Starts the loop, makes the application and starts it. Raises LoadError."""
         threading.Thread(target=self._loop.run_forever, name="engine", daemon=True).start()
         started = asyncio.run_coroutine_threadsafe(self._start(), self._loop)
         try:
-            started.result(START_SECONDS)
+            started.result()  # startupTimeout bounds it
         except Exception as error:
             raise LoadError(f"the engine did not start: {error}") from error
 
@@ -129,7 +142,7 @@ class Application:
                 self.news.set()
 
         try:
-            await self.app(_scope(ask), receive, send)
+            await self._app(_scope(ask), receive, send)
         except asyncio.CancelledError:
             pass
         except Exception as err:
@@ -141,7 +154,8 @@ class Application:
             self.news.set()
 
     async def _start(self) -> None:
-        """ASGI's lifespan (specification, Lifespan); an application may not know it."""
+        """Makes it, and goes through ASGI's lifespan (specification, Lifespan), which it may not know."""
+        self._app = await self._make()
         started = self._loop.create_future()
         await self._lifespan.put({"type": "lifespan.startup"})
 
@@ -153,7 +167,7 @@ class Application:
 
         async def run() -> None:
             try:
-                await self.app({"type": "lifespan", "asgi": {"version": "3.0"}}, self._lifespan.get, send)
+                await self._app({"type": "lifespan", "asgi": {"version": "3.0"}}, self._lifespan.get, send)
             except Exception:
                 if not started.done():
                     started.set_result(None)

@@ -14,8 +14,10 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +28,12 @@ from handler import wire
 from handler.batch import guarded, log_defect
 from handler.config import ModelConfig
 from handler.draining import Drain
-from handler.errors import HandlerError, InternalError, LoadError
-from handler.generation.application import Ask, Exchange
+from handler.errors import HandlerError, InternalError, InvalidRequest, LoadError
+from handler.generation.application import Ask, Exchange, News
 from handler.generation.engine import ENGINES, Engine
-from handler.generation.routes import COMPLETIONS, EVENT_STREAM, Route, Served, find, openai_error, refusal
+from handler.generation.measures import Gauges, Timed, log
+from handler.generation.openai_protocol import COMPLETIONS, EMBEDDINGS, error_document, event_of
+from handler.generation.routes import EVENT_STREAM, Route, Served, find, refusal
 from handler.wire import Message, Reply
 
 logger = logging.getLogger(__name__)
@@ -39,7 +43,8 @@ GATHER_SECONDS = 0.004  # after the first news: an engine's step has a token for
 TRY_SECONDS = 240  # for the first two tokens
 SILENCE_SECONDS = 1.0  # without a round, after which nobody is there any more
 LOOK_SECONDS = 0.25
-FAILED = b"data: " + orjson.dumps(openai_error(500, "the engine failed")) + b"\n\n"
+AHEAD = 8  # as many answers as rounds may hold, that wait for one before them in a file
+FAILED = event_of(error_document(500, "the engine failed"))
 
 
 @dataclass
@@ -49,6 +54,7 @@ class Live:
     exchange: Exchange
     route: Route
     begun: bool = False  # whether a piece of its answer is out
+    timed: Timed = field(default_factory=Timed)
 
 
 @dataclass(frozen=True)
@@ -67,8 +73,18 @@ class Generation:
         self.config = config
         self.engine = engine
         self.application = engine.application
-        self.served = Served(model_name, engine.has_template, handler.max_new_tokens, handler.max_body_bytes)
+        self.served = Served(
+            model_name,
+            engine.adapters,
+            engine.fields,
+            engine.has_template,
+            engine.draws,
+            handler.max_new_tokens,
+            handler.max_body_bytes,
+        )
         self.drain = Drain()
+        self.gauges = Gauges()
+        self.metrics: Any = None  # context.metrics, of the last round
         self.live: dict[str, Live] = {}
         self._last = time.monotonic()
         self._lock = threading.Lock()  # of the live ones: a round against the watch
@@ -79,8 +95,9 @@ class Generation:
         ids = dict(context.request_ids)
         with self._lock:
             self._last = math.inf  # it is no silence while a round goes on
+            self.metrics = context.metrics
             for gone in self.live.keys() - set(ids.values()):
-                self.application.cancel(self.live.pop(gone).exchange)
+                self._let_go(gone)
             new = [index for index in ids if ids[index] not in self.live]
             messages = wire.read(rows, context)
             whole: dict[int, Reply] = {}
@@ -89,10 +106,11 @@ class Generation:
                 started = message if isinstance(message, HandlerError) else guarded(self._begin, message)
                 if isinstance(started, Live):
                     self.live[ids[index]] = started
-                elif isinstance(started, Reply):
-                    whole[index] = started
-                else:
-                    whole[index] = refusal(message if isinstance(message, Message) else None, started)
+                    continue
+                if isinstance(started, HandlerError):
+                    started = refusal(message if isinstance(message, Message) else None, started)
+                whole[index] = started
+                log(ids[index], str(started.status))
         return Turn(ids, whole)
 
     def inference(self, turn: Turn) -> Turn:
@@ -117,8 +135,29 @@ class Generation:
             bodies[index] = reply.body
             criteria[index] = lambda _, ends=ends: ends  # type: ignore[misc]
         context.stopping_criteria = criteria
+        if self.gauges.are_due():
+            self.gauges.tell(self.engine.load(), len(self.live), context.metrics)
         self._last = time.monotonic()
         return bodies
+
+    def replies(self, messages: Iterable[Message]) -> Iterator[Reply]:
+        """Each message's whole reply, in order, while as many are on their way as rounds may hold."""
+        waiting, begun = iter(messages), deque[Live | Reply]()
+        while True:
+            live = sum(isinstance(one, Live) and not one.exchange.done for one in begun)
+            room = min(self.config.server.batchSize - live, AHEAD * self.config.server.batchSize - len(begun))
+            for message in islice(waiting, room):
+                started = guarded(self._begin, message)
+                begun.append(refusal(message, started) if isinstance(started, HandlerError) else started)
+            if not begun:
+                return
+            if isinstance(begun[0], Reply) or begun[0].exchange.done:
+                yield self._whole(begun.popleft())
+                continue
+            if self.application.dead():
+                raise LoadError("the engine is gone")
+            self.application.news.wait(LOOK_SECONDS)
+            self.application.news.clear()
 
     def describe(self) -> dict[str, Any]:
         """What the management API shows."""
@@ -140,9 +179,9 @@ class Generation:
             return self._say(request, live)
         except Exception as err:
             log_defect(err)
-            self.application.cancel(live.exchange)
             with self._lock:
-                self.live.pop(request, None)
+                if request in self.live:
+                    self._let_go(request, "failed")
             if live.begun:
                 return Reply(FAILED, EVENT_STREAM), True
             return wire.error_reply(InternalError()), None
@@ -150,23 +189,47 @@ class Generation:
     def _say(self, request: str, live: Live) -> tuple[Reply | None, bool | None]:
         """A request's reply, if it has one, and whether it ends: None for a whole one (which is no stream)."""
         with self.application.lock:
-            exchange = live.exchange
-            if not exchange.has_news:
-                return None, None
-            piece, done, failed = exchange.take(), exchange.done, exchange.failed
-            status, content_type, streams = exchange.status, exchange.content_type, exchange.streams
-        if done:
+            news = live.exchange.take()
+        if news is None:
+            return None, None
+        reply, ends = self._reply(live, news)
+        if live.timed.first is None and news.streams and live.route.usage.has_text:
+            live.timed.first = time.monotonic()
+        if news.done:
             with self._lock:
                 del self.live[request]
-        if status is None or (failed and not live.begun):
-            return wire.error_reply(InternalError()), None
-        if not streams:
-            return live.route.whole(status, piece, content_type), None
-        reply = Reply(live.route.piece(piece, done) + (FAILED if failed else b""), EVENT_STREAM)
-        if done and not live.begun:  # a stream must not end before it has begun (RestJob.java:148)
-            return reply, None
+            how = "failed" if news.failed else str(news.status)
+            live.timed.end(request, how, live.route.usage, self.metrics)
+        elif not reply.body:
+            return None, None
         live.begun = True
-        return reply, done
+        return reply, ends
+
+    def _reply(self, live: Live, news: News) -> tuple[Reply, bool | None]:
+        if news.status is None or (news.failed and not live.begun):
+            return wire.error_reply(InternalError()), None
+        if not news.streams:
+            return live.route.whole(news.status, news.body, news.content_type), None
+        told = live.route.piece(news.body, news.done and not news.failed)
+        reply = Reply(told + (FAILED if news.failed else b""), EVENT_STREAM)
+        # A stream must not end before it has begun (RestJob.java:148).
+        return reply, None if news.done and not live.begun else news.done
+
+    def _let_go(self, request: str, how: str = "left") -> None:
+        """Cancels a request. The lock is held."""
+        live = self.live.pop(request)
+        self.application.cancel(live.exchange)
+        live.timed.end(request, how, live.route.usage, self.metrics)
+
+    def _whole(self, begun: Live | Reply) -> Reply:
+        """The reply to a request that is done; the way without rounds."""
+        if isinstance(begun, Reply):
+            return begun
+        with self.application.lock:
+            news = begun.exchange.take()
+        if news is None or news.streams:
+            return wire.error_reply(InvalidRequest("stream: there is nobody to stream to"))
+        return self._reply(begun, news)[0]
 
     def _watch(self) -> None:
         """When the last client leaves there is no further round: then silence cancels what still runs."""
@@ -174,28 +237,35 @@ class Generation:
             time.sleep(LOOK_SECONDS)
             with self._lock:
                 if self.live and time.monotonic() - self._last > SILENCE_SECONDS:
-                    for live in self.live.values():
-                        self.application.cancel(live.exchange)
-                    self.live.clear()
+                    for gone in tuple(self.live):
+                        self._let_go(gone)
 
 
 def build(config: ModelConfig, directory: Path, model_name: str, device: torch.device, threads: int) -> Generation:
     """Loads the engine that the configuration names, and lets it generate once. Raises LoadError."""
     handler = config.handler
-    engine: Engine = importlib.import_module(ENGINES[handler.engine]).build(directory, handler, device, model_name)
+    engine: Engine = importlib.import_module(ENGINES[handler.engine]).build(directory, config, device, model_name)
     _try(engine, model_name)
     return Generation(config, engine, model_name)
 
 
 def _try(engine: Engine, model_name: str) -> None:
     """Two tokens, so that the first client does not pay for what is done once. Raises LoadError."""
-    body = orjson.dumps({"model": model_name, "prompt": "warm", "max_tokens": 2})
-    exchange = engine.application.begin(Ask("POST", f"/{COMPLETIONS}", body))
+    path, ask = (
+        (COMPLETIONS, {"prompt": "warm", "max_tokens": 2})
+        if COMPLETIONS in engine.fields
+        else (EMBEDDINGS, {"input": "warm"})
+    )
+    body = orjson.dumps({"model": model_name, **ask})
+    exchange = engine.application.begin(Ask("POST", f"/{path}", body))
     end = time.monotonic() + TRY_SECONDS
     while not exchange.done:
         if time.monotonic() > end:
             raise LoadError(f"the engine generated nothing within {TRY_SECONDS} s")
         engine.application.news.wait(0.1)
         engine.application.news.clear()
-    if exchange.status != 200:
-        raise LoadError(f"the engine does not generate: {exchange.status} {exchange.take()[:200]!r}")
+    with engine.application.lock:
+        news = exchange.take()
+    if news is None or news.status != 200:
+        said = news and (news.status, news.body[:200])
+        raise LoadError(f"the engine does not generate: {said}")

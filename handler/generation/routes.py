@@ -1,7 +1,7 @@
 """What a request is for: the native route, or one of the OpenAI protocol's; and how its answer is written.
 
     /predictions/NAME                               native
-    /predictions/NAME/VERSION/v1/chat/completions   OpenAI's, as are v1/completions and v1/models
+    /predictions/NAME/VERSION/v1/chat/completions   OpenAI's, as are v1/completions, v1/embeddings and v1/models
 
 No other path of the engine's application can be reached.
 """
@@ -11,22 +11,30 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any
 
 import orjson
 
 from handler.errors import BadRequest, HandlerError, InvalidRequest, NotOffered, TooLarge
 from handler.generation.application import Ask
+from handler.generation.openai_protocol import (
+    CHAT,
+    COMPLETIONS,
+    MODELS,
+    Document,
+    Stream,
+    Usage,
+    error_document,
+    event_of,
+    judge,
+    text_of,
+    with_usage,
+)
 from handler.request import MOST_PROBLEMS
 from handler.rules import BOOLEAN, TEXT, Rule, check, integer, key, number, optional
 from handler.wire import Message, Reply, error_reply
 
-CHAT, COMPLETIONS, MODELS = "v1/chat/completions", "v1/completions", "v1/models"
-OPENAI = (CHAT, COMPLETIONS, MODELS)
-DONE = b"data: [DONE]\n\n"
 EVENT_STREAM = "text/event-stream; charset=utf-8"  # it always is, but clients go by the type
-
-Document: TypeAlias = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -34,7 +42,10 @@ class Served:
     """What routes have to know of the model."""
 
     name: str  # in URLs, and of `model`
+    adapters: tuple[str, ...]  # what `model` may be beside it
+    fields: Mapping[str, frozenset[str]]  # path of the OpenAI protocol -> what its requests may hold
     has_template: bool  # whether prompts are put into a chat template
+    draws: bool  # whether the model's own configuration samples where a request says nothing
     max_new_tokens: int  # the cap
     max_body_bytes: int
 
@@ -46,6 +57,7 @@ class Route:
     ask: Ask
     whole: Callable[[int, bytes, str], Reply]  # status, body and content type of the application's answer
     piece: Callable[[bytes, bool], bytes]  # bytes of its stream, and whether they are the last
+    usage: Usage = field(default_factory=Usage)  # what has been seen of its answer
 
 
 @dataclass(frozen=True)
@@ -81,17 +93,20 @@ class Sampling:
     stream: bool = key(BOOLEAN, "answer piece by piece", False)
 
 
-PASSED_ON = ("temperature", "top_p", "top_k", "stop", "presence_penalty", "frequency_penalty", "seed")
+DRAWN = ("temperature", "top_p", "top_k")
+PASSED_ON = (*DRAWN, "stop", "presence_penalty", "frequency_penalty", "seed")
 
 
 def find(message: Message, served: Served) -> Route | Reply:
     """A message's route, or its answer, where no engine is needed. Raises HandlerError."""
     path = message.path.strip("/")
     if path == MODELS:
-        model = {"id": served.name, "object": "model", "created": int(time.time()), "owned_by": "torchserve"}
-        return Reply(orjson.dumps({"object": "list", "data": [model]}))
-    if path and path not in OPENAI:
-        raise NotOffered(f"there is no such path; expected {', '.join(OPENAI)}, or none")
+        return _models(served)
+    offered = (*served.fields, MODELS)
+    if path and path not in offered:
+        raise NotOffered(f"there is no such path; expected {', '.join(offered)}, or none")
+    if not path and CHAT not in served.fields:
+        raise NotOffered(f"this model generates no text; expected {', '.join(offered)}")
     if len(message.body) > served.max_body_bytes:
         raise TooLarge(f"the body has {len(message.body)} bytes; the limit is {served.max_body_bytes}")
     try:
@@ -108,29 +123,41 @@ def refusal(message: Message | None, error: HandlerError) -> Reply:
     if message is None or not message.path.strip("/").startswith("v1/"):
         return error_reply(error)
     text = str(error).encode("ascii", "replace").decode()
-    return Reply(orjson.dumps(openai_error(error.status, text)), status=error.status)
+    return Reply(orjson.dumps(error_document(error.status, text)), status=error.status)
 
 
-def openai_error(status: int, message: str) -> dict[str, Any]:
-    """An error's document in the OpenAI protocol."""
-    kind = "invalid_request_error" if status < 500 else "server_error"
-    return {"error": {"message": message, "type": kind, "param": None, "code": None}}
+def _models(served: Served) -> Reply:
+    about = {"object": "model", "created": int(time.time()), "owned_by": "torchserve"}
+    models = [{"id": name, **about} for name in (served.name, *served.adapters)]
+    return Reply(orjson.dumps({"object": "list", "data": models}))
 
 
-def _openai(path: str, document: dict[str, Any], served: Served) -> Route:
+def _openai(path: str, document: Document, served: Served) -> Route:
     wanted = document.get("model")
-    if wanted is not None and wanted != served.name:
-        raise NotOffered(f"model: only {served.name} is served here")
-    body = orjson.dumps({**document, "model": served.name})
-    return Route(Ask("POST", f"/{path}", body), lambda status, body, kind: Reply(body, kind, status), _ended)
+    names = (served.name, *served.adapters)
+    if wanted is not None and wanted not in names:
+        raise NotOffered(f"model: only {', '.join(names)} is served here")
+    body = {**judge(path, document, served.fields[path]), "model": wanted or served.name}
+    options = body.get("stream_options") or {}
+    if body.get("stream"):
+        body["stream_options"] = {"include_usage": True}  # which is taken out again where nobody asked
+    else:
+        body.pop("stream_options", None)
+    usage = Usage()
+
+    def whole(status: int, body: bytes, content_type: str) -> Reply:
+        if status == 200:
+            usage.note(orjson.loads(body))
+        return Reply(body, content_type, status)
+
+    def tell(document: Document, event: bytes) -> bytes:
+        usage.note(document)
+        return with_usage(document, event, wanted=options.get("include_usage", False))
+
+    return Route(Ask("POST", f"/{path}", orjson.dumps(body)), whole, Stream(tell).piece, usage)
 
 
-def _ended(piece: bytes, last: bool) -> bytes:
-    """The stream as it came; transformers' application leaves out its end."""
-    return piece + DONE if last and DONE.strip() not in piece else piece
-
-
-def _native(document: dict[str, Any], served: Served) -> Route:
+def _native(document: Document, served: Served) -> Route:
     if problems := check(document, Sampling, quote=False, most=MOST_PROBLEMS):
         raise InvalidRequest("; ".join(map(str, problems)))
     asked = Sampling(**document)
@@ -141,63 +168,50 @@ def _native(document: dict[str, Any], served: Served) -> Route:
     limit = asked.max_new_tokens or asked.max_tokens or served.max_new_tokens
     if limit > served.max_new_tokens:
         raise InvalidRequest(f"max_new_tokens: {limit}; the limit is {served.max_new_tokens}")
-    body = {"model": served.name, "max_tokens": limit, "stream": asked.stream}
-    body |= {name: getattr(asked, name) for name in PASSED_ON if getattr(asked, name) is not None}
-    chat = asked.messages is not None or served.has_template
-    if chat:
+    body: Document = {name: getattr(asked, name) for name in PASSED_ON if getattr(asked, name) is not None}
+    if not served.draws and not body.keys() & set(DRAWN):
+        body["temperature"] = 0  # vLLM's own default is 1, where the model's configuration says nothing
+    body |= {"max_tokens": limit, "stream": asked.stream}
+    path = CHAT if asked.messages is not None or served.has_template else COMPLETIONS
+    if path == CHAT:
         body["messages"] = asked.messages or [{"role": "user", "content": asked.prompt}]
     else:
         body["prompt"] = asked.prompt
-    path = CHAT if chat else COMPLETIONS
-    return Route(Ask("POST", f"/{path}", orjson.dumps(body)), _answer, Translated().piece)
+    body = {**judge(path, body, served.fields[path]), "model": served.name}
+    if asked.stream:
+        body["stream_options"] = {"include_usage": True}
+    usage = Usage()
+
+    def whole(status: int, body: bytes, content_type: str) -> Reply:
+        return _answer(status, orjson.loads(body), usage)
+
+    def tell(document: Document, event: bytes) -> bytes:
+        usage.note(document)
+        if "error" in document:
+            return event_of({"error": document["error"]})
+        text = "".join(map(text_of, document.get("choices", ())))
+        return event_of({"text": text}) if text else b""
+
+    return Route(Ask("POST", f"/{path}", orjson.dumps(body)), whole, Stream(tell).piece, usage)
 
 
-def _answer(status: int, body: bytes, content_type: str) -> Reply:
+def _answer(status: int, document: Document, usage: Usage) -> Reply:
     """A whole answer of the OpenAI protocol as the native one's."""
-    document = orjson.loads(body)
     if status != 200:
         error = document.get("error") or {}
         message = error.get("message") if isinstance(error, dict) else None
         kind = "InvalidRequest" if status < 500 else "InternalError"
         shown = str(message or "the engine refused the request").encode("ascii", "replace").decode()
         return Reply(orjson.dumps({"error": {"code": status, "type": kind, "message": shown}}), status=status)
-    [choice], usage = document["choices"], document["usage"]
-    text = choice["message"].get("content") if "message" in choice else choice["text"]
+    usage.note(document)
+    [choice] = document["choices"]
     return Reply(
         orjson.dumps(
             {
-                "response": text or "",
-                "input_token_count": usage["prompt_tokens"],
-                "output_token_count": usage["completion_tokens"],
-                "finish_reason": choice["finish_reason"],
+                "response": text_of(choice),
+                "input_token_count": usage.prompt_tokens,
+                "output_token_count": usage.new_tokens,
+                "finish_reason": usage.finish_reason,
             }
         )
     )
-
-
-@dataclass
-class Translated:
-    """A stream of the OpenAI protocol's chunks as one of new text."""
-
-    unread: bytes = field(default=b"")  # the beginning of an event whose end has not come
-
-    def piece(self, piece: bytes, last: bool) -> bytes:
-        """What of it can be told now."""
-        *events, self.unread = (self.unread + piece).split(b"\n\n")
-        told = [self._event(event) for event in events]
-        return b"".join(told) + (DONE if last else b"")
-
-    def _event(self, event: bytes) -> bytes:
-        data = event.strip().removeprefix(b"data: ")
-        if not data or data == b"[DONE]":
-            return b""
-        document = orjson.loads(data)
-        if "error" in document:
-            return b"data: " + orjson.dumps({"error": document["error"]}) + b"\n\n"
-        text = "".join(_text(choice) for choice in document.get("choices", ()))
-        return b"data: " + orjson.dumps({"text": text}) + b"\n\n" if text else b""
-
-
-def _text(choice: Document) -> str:
-    delta = choice.get("delta")
-    return str((delta.get("content") if delta is not None else choice.get("text")) or "")

@@ -9,23 +9,21 @@ from __future__ import annotations
 import asyncio
 import copy
 import threading
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 import transformers
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
-from handler.config import HandlerConfig
+from handler.config import HandlerConfig, ModelConfig
 from handler.devices import BATCH_TOKENS
 from handler.errors import MAX_MESSAGE, LoadError
-from handler.generation.application import Application
-from handler.generation.engine import Engine
-from handler.generation.routes import openai_error
+from handler.generation.application import Application, Asgi
+from handler.generation.engine import Engine, Load
+from handler.generation.openai_protocol import CHAT, COMPLETIONS, error_document
+from handler.generation.sampling import choose
 from handler.loading import DTYPES, OFFLINE, check_directory
-from handler.rules import BOOLEAN, TEXT, Problem, check, integer, key, number
 
 # What the application takes and leaves undone: its own UNUSED_… fields, and what continuous batching drops.
 NOT_DONE = frozenset(
@@ -39,46 +37,40 @@ NOT_DONE = frozenset(
         "generation_config",
         "logit_bias",
         "logprobs",
+        "metadata",
         "modalities",
+        "moderation",
         "n",
         "prediction",
         "presence_penalty",
         "reasoning_effort",
         "response_format",
         "seed",
+        "prompt_cache_key",
+        "prompt_cache_options",
+        "prompt_cache_retention",
+        "safety_identifier",
+        "service_tier",
         "stop",
+        "store",
         "suffix",
         "tool_choice",
         "top_logprobs",
+        "user",
+        "verbosity",
         "web_search_options",
     )
 )
-# Their values that ask for nothing.
-NOTHING: Mapping[str, object] = {"n": 1, "best_of": 1, "presence_penalty": 0, "frequency_penalty": 0}
-ROLES = ("system", "developer", "user", "assistant", "tool")
-
-
-@dataclass(frozen=True)
-class Judged:
-    """What both routes share, and the application does not look at."""
-
-    max_tokens: int | None = key(integer(1), "the most tokens of the answer", None)
-    temperature: float | None = key(number(0, 2), "0: always the likeliest", None)
-    top_p: float | None = key(number(1e-6, 1), "of the probability that is drawn from", None)
-    top_k: int | None = key(integer(1), "of the tokens that are drawn from", None)
-    stream: bool = key(BOOLEAN, "piece by piece", False)
-    prompt: str | None = key(TEXT, "what to continue", None)
-
-
-JUDGED = tuple(Judged.__dataclass_fields__)
+CACHE_TOKENS = 32_768
 PAGE = 256  # tokens that a request's memory is measured in
 COLD = 0.01  # a temperature below which the likeliest token is taken: logits over it would leave float32
 UNDRAWN = {"temperature": 1.0, "top_k": 1, "top_p": 1.0}  # the likeliest token, whatever is drawn
 
 
-def build(directory: Path, config: HandlerConfig, device: torch.device, name: str) -> Engine:
+def build(directory: Path, whole: ModelConfig, device: torch.device, name: str) -> Engine:
     """Loads the model and its application. Raises LoadError."""
     check_directory(directory)
+    config = whole.handler
     try:
         from transformers.cli.serving import server  # noqa: PLC0415  an extra, and slow to import
     except ImportError as error:
@@ -97,10 +89,26 @@ def build(directory: Path, config: HandlerConfig, device: torch.device, name: st
     chat, completion = _handlers(name, model, tokenizer, state)
     app = server.build_server(_Models(), chat, completion, None, None, state)
     _speak_openai(app)
-    application = Application(app, dead=lambda: not manager.is_alive())
+
+    async def make() -> Asgi:
+        return app  # type: ignore[no-any-return]
+
+    application = Application(make, dead=lambda: not manager.is_alive())
     application.start()
     about = {"engine": "transformers", "dtype": config.dtype, "context_tokens": _context(model, config)}
-    return Engine(application, bool(tokenizer.chat_template), about, manager.busy)
+    return Engine(
+        application,
+        fields={CHAT: _fields(chat), COMPLETIONS: _fields(completion)},
+        has_template=bool(tokenizer.chat_template),
+        draws=bool(model.generation_config.do_sample),
+        about=about,
+        load=manager.load,
+    )
+
+
+def _fields(handler: Any) -> frozenset[str]:
+    """What a handler of the application's does something with."""
+    return frozenset(get_type_hints(handler._valid_params_class)) - NOT_DONE
 
 
 def _manager(model: Any, config: HandlerConfig) -> Any:
@@ -121,12 +129,15 @@ def _manager(model: Any, config: HandlerConfig) -> Any:
                 generation_config=shared,
                 continuous_batching_config=ContinuousBatchingConfig(
                     page_size=PAGE,
-                    num_blocks=-(-config.cache_tokens // PAGE),  # else nearly all of the memory
+                    num_blocks=-(-(config.cache_tokens or CACHE_TOKENS) // PAGE),  # else nearly all of the memory
                     max_batch_tokens=config.max_batch_tokens or BATCH_TOKENS[model.device.type],
                     auto_switch_to_flash=False,  # its kernels might come from the hub
                     per_request_processors=True,
                 ),
             )
+            if model.device.type == "cpu":  # on a GPU a step is one graph, and sorting takes no time
+                self._cb.generation_config.do_sample = False  # the largest score is taken, which is the drawn one
+                self._cb.logit_processor = _drawing(self._cb.logit_processor)
             self._add, self._cb.add_request = self._cb.add_request, self._add_sampled
             self._sampling: dict[str, Any] = dict(UNDRAWN)
             # Its thread is a daemon if the one that starts it is; else it would keep a worker alive whose frontend
@@ -135,11 +146,12 @@ def _manager(model: Any, config: HandlerConfig) -> Any:
             starter.start()
             starter.join()
 
-        def busy(self) -> int:
-            """Requests that are running or waiting; none before the first has come."""
+        def load(self) -> Load:
+            """What it does; nothing before the first request has come."""
             if self._cb.batch_processor is None:
-                return 0
-            return len(self.scheduler.active_requests) + len(self.scheduler.waiting_requests)
+                return Load(0, 0, 0.0)
+            used = 1 - self.scheduler.cache.compute_free_capacity()
+            return Load(len(self.scheduler.active_requests), len(self.scheduler.waiting_requests), used)
 
         def _add_sampled(self, *arguments: Any, **options: Any) -> Any:
             return self._add(*arguments, **options, **self._sampling)
@@ -168,6 +180,19 @@ def _manager(model: Any, config: HandlerConfig) -> Any:
     return manager
 
 
+def _drawing(stock: Any) -> Any:
+    """The engine's processors, which judge and keep each request's sampling; the drawing is ours."""
+
+    class Drawing(type(stock)):  # type: ignore[misc]
+        def __call__(self, ids: torch.Tensor, scores: torch.Tensor, arguments: torch.Tensor) -> torch.Tensor:
+            temperature, top_k, top_p = arguments[:, : len(scores)]  # as int32, whatever they are
+            return choose(scores, temperature.view(torch.float32), top_k, top_p.view(torch.float32))
+
+    drawing = Drawing.__new__(Drawing)
+    drawing.__dict__ = stock.__dict__
+    return drawing
+
+
 def _fit(asked: GenerationConfig, size: int, context: int, cap: int) -> None:
     """Bounds what may be generated by the room that is left. Raises HTTPException where there is none."""
     from fastapi import HTTPException  # noqa: PLC0415
@@ -194,7 +219,8 @@ def _sampling(asked: GenerationConfig, vocabulary: int) -> dict[str, Any]:
 def _context(model: Any, config: HandlerConfig) -> int:
     """Tokens that a request may have, its answer included: what the model reads, and what there is memory for."""
     read = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return min(int(read or config.cache_tokens), config.cache_tokens)
+    held = config.cache_tokens or CACHE_TOKENS
+    return min(int(read or held), held)
 
 
 class _State:
@@ -233,16 +259,14 @@ def _handlers(name: str, model: Any, tokenizer: Any, state: _State) -> tuple[Any
     from transformers.cli.serving import chat_completion, completion  # noqa: PLC0415
 
     class Strict:
-        """Refuses what would be ignored, and knows one model."""
-
-        needs = ""  # the field that there is nothing to do without
+        """Takes one prompt, and knows one model."""
 
         def _validate_request(self, body: dict[str, Any]) -> None:
-            for field in [field for field in body if field in NOT_DONE]:
-                if body[field] is not None and body[field] != NOTHING.get(field, ...):
-                    raise HTTPException(400, f"{field}: the transformers engine does not do this")
-                del body[field]
-            _judge(body, self.needs)
+            if not isinstance(body.get("prompt", ""), str):
+                raise HTTPException(400, "prompt: expected a string; the transformers engine takes one at a time")
+            if (most := body.pop("max_completion_tokens", None)) is not None:  # a name that it does not know
+                body["max_tokens"] = most
+            body.pop("stream_options", None)  # usage always comes with the last chunk
             super()._validate_request(body)  # type: ignore[misc]
 
         def _resolve_model(self, body: dict[str, Any]) -> tuple[str, Any, Any]:
@@ -263,54 +287,12 @@ def _handlers(name: str, model: Any, tokenizer: Any, state: _State) -> tuple[Any
         top_k: int
 
     class Chat(Strict, chat_completion.ChatCompletionHandler):  # type: ignore[misc]
-        _valid_params_class, needs = ChatParameters, "messages"
+        _valid_params_class = ChatParameters
 
     class Completion(Strict, completion.CompletionHandler):  # type: ignore[misc]
-        _valid_params_class, needs = CompletionParameters, "prompt"
+        _valid_params_class = CompletionParameters
 
     return Chat(_Models(), state), Completion(_Models(), state)
-
-
-def _judge(body: dict[str, Any], needs: str) -> None:
-    """What the application would take as it comes, and fail on or pass on. Raises HTTPException."""
-    from fastapi import HTTPException  # noqa: PLC0415
-
-    most = body.pop("max_completion_tokens", None)  # the newer name, which the application does not know
-    if most is not None:
-        body["max_tokens"] = most
-    body.pop("stream_options", None)  # usage always comes with the last chunk
-    problems = check({name: body[name] for name in JUDGED if body.get(name) is not None}, Judged, quote=False)
-    if body.get(needs) is None:
-        problems.append(Problem(needs, "is missing"))
-    elif needs == "messages":
-        problems += list(_message_problems(body["messages"]))
-    if problems:
-        raise HTTPException(400, "; ".join(map(str, problems)))
-
-
-def _message_problems(messages: Any) -> Iterator[Problem]:
-    if not isinstance(messages, list) or not messages:
-        yield Problem("messages", "expected a list of at least one message")
-        return
-    for index, message in enumerate(messages):
-        where = f"messages[{index}]"
-        if not isinstance(message, dict):
-            yield Problem(where, "expected an object with role and content")
-        elif message.get("role") not in ROLES:
-            yield Problem(f"{where}.role", f"expected one of {', '.join(ROLES)}")
-        elif not _is_content(message.get("content")) and not message.get("tool_calls"):
-            yield Problem(f"{where}.content", "expected a string, or a list of parts of text")
-
-
-def _is_content(content: Any) -> bool:
-    return isinstance(content, str) or (
-        isinstance(content, list)
-        and bool(content)
-        and all(
-            isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
-            for part in content
-        )
-    )
 
 
 def _speak_openai(app: Any) -> None:
@@ -321,7 +303,7 @@ def _speak_openai(app: Any) -> None:
     from jinja2.exceptions import TemplateError  # noqa: PLC0415
 
     def reply(status: int, message: str) -> Any:
-        return JSONResponse(openai_error(status, message), status_code=status)
+        return JSONResponse(error_document(status, message), status_code=status)
 
     @app.exception_handler(HTTPException)  # type: ignore[untyped-decorator]
     async def refused(_: Request, error: HTTPException) -> Any:

@@ -77,6 +77,17 @@ def test_streams_say_the_same_piece_by_piece(frontend, alone):
     *chunks, last = chat.events
     assert last == "[DONE]" and chunks[-1]["choices"][0]["finish_reason"]
     assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == whole(text)
+    assert not any("usage" in chunk for chunk in chunks)
+
+
+def test_a_stream_ends_with_its_usage_where_it_is_asked_for(frontend, alone):
+    _, size, new = alone(PROMPTS[1])
+    ask = {"messages": messages(PROMPTS[1]), "max_tokens": NEW, "stream": True}
+    chat = frontend.ask({**ask, "stream_options": {"include_usage": True}, "user": "me", "n": 1}, CHAT)
+    *chunks, last, done = chat.events
+    assert done == "[DONE]" and last["choices"] == [] and not any("usage" in chunk for chunk in chunks)
+    assert (last["usage"]["prompt_tokens"], last["usage"]["completion_tokens"]) == (size, new)
+    assert chunks[-1]["choices"][0]["finish_reason"]
 
 
 def test_thirty_two_at_once_say_what_each_says_alone(frontend, alone):
@@ -123,7 +134,7 @@ def test_each_request_samples_for_itself(frontend, alone):
         ("", {"prompt": "a", "max_new_tokens": 65}, 422, "the limit is 64"),
         ("", {"prompt": "a", "temperature": 3}, 422, "temperature"),
         ("", {"prompt": "a", "topp": 1}, 422, "did you mean top_p"),
-        ("", {"prompt": "a", "seed": 7}, 400, "seed: the transformers engine does not do this"),
+        ("", {"prompt": "a", "seed": 7}, 400, "seed: this engine does not do this"),
         ("", {"prompt": "a " * 600}, 400, "the model reads at most 512"),
         ("", {"messages": []}, 422, "messages"),
         ("", {"messages": [{"role": "wizard", "content": "a"}]}, 400, "messages[0].role"),
@@ -133,8 +144,8 @@ def test_each_request_samples_for_itself(frontend, alone):
         (CHAT, {"messages": [{"role": "user"}]}, 400, "messages[0].content"),
         (CHAT, {"messages": [{"role": "user", "content": "a"}], "temperature": 3}, 400, "temperature"),
         (CHAT, {"messages": [{"role": "user", "content": "a"}], "max_tokens": 0}, 400, "max_tokens"),
-        (CHAT, {"messages": [{"role": "user", "content": "a"}], "n": 2}, 400, "n: the transformers engine"),
-        (CHAT, {"messages": [{"role": "user", "content": "a"}], "wrong": 2}, 400, "wrong"),
+        (CHAT, {"messages": [{"role": "user", "content": "a"}], "n": 2}, 400, "n: this engine does not do this"),
+        (CHAT, {"messages": [{"role": "user", "content": "a"}], "wrong": 2}, 400, "wrong: this engine"),
         (CHAT, {"messages": [{"role": "user", "content": "a"}], "model": "other"}, 404, "only tiny is served"),
         (COMPLETIONS, {"prompt": ["a"]}, 400, "prompt"),
         ("load_model", {"model": "x"}, 404, "no such path"),
@@ -230,10 +241,15 @@ def wing(service):
     return service.handler.pipeline
 
 
+def busy(service):
+    load = wing(service).engine.load()
+    return load.running + load.waiting
+
+
 def settled(service, seconds=2.0):
     """Nothing is alive any more, in the worker or in the engine."""
     end = time.monotonic() + seconds
-    while wing(service).live or wing(service).engine.busy():
+    while wing(service).live or busy(service):
         assert time.monotonic() < end, "still generating"
         time.sleep(0.05)
 

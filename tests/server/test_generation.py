@@ -146,3 +146,51 @@ def test_a_worker_ends_with_its_frontend(model, tmp_path):
         java.kill()
         _, left = psutil.wait_procs([worker], timeout=20)
         assert not left
+
+
+def metrics(server):
+    """Name -> value, of what the handler tells and the page shows."""
+    page = requests.get(f"{server.metrics_url}/metrics", timeout=10).text
+    found = {}
+    for line in page.splitlines():
+        if line.startswith("Handler") and not line.startswith("#"):
+            name, value = line.rsplit(" ", 1)
+            found[name.partition("{")[0]] = float(value)
+    return found
+
+
+def test_what_it_took_is_measured_and_logged_without_its_text(server):
+    before = metrics(server)
+    for _ in range(3):
+        with native(server, prompt="they sent another one", max_new_tokens=NEW, stream=True) as response:
+            assert b"[DONE]" in response.content
+    time.sleep(1.2)
+    native(server, prompt="they sent another one", max_new_tokens=2)
+    time.sleep(0.5)
+    found = metrics(server)
+    new = {name: value - before.get(name, 0) for name, value in found.items()}
+    assert new["HandlerRequests"] == 4 and new["HandlerNewTokens"] <= 3 * NEW + 2
+    assert new["HandlerPromptTokens"] > 4 * 3
+    assert new["HandlerFirstTokenSeconds_count"] == 3 and new["HandlerAnswerSeconds_count"] == 4
+    assert new["HandlerTokenSeconds_count"] == 3
+    assert 0 < new["HandlerFirstTokenSeconds_sum"] < new["HandlerAnswerSeconds_sum"]
+    assert {"HandlerLive", "HandlerRunning", "HandlerWaiting"} <= found.keys() and 0 <= found[
+        "HandlerCacheUsed"
+    ] <= 1
+    logged = [line for line in server.output().splitlines() if " tokens_out=" in line]
+    assert any(": 200 seconds=" in line and f"tokens_out={NEW}" in line for line in logged)
+    assert "another one" not in server.output()
+
+
+def test_a_client_that_does_not_read_slows_nobody(server, wanted):
+    """Its answers wait in the frontend and in the kernel; the rounds go on."""
+    asked = {"prompt": "a", "max_new_tokens": 400, "stream": True}
+    idle = [native(server, **asked) for _ in range(8)]
+    started = time.monotonic()
+    for _ in range(4):
+        assert native(server, prompt=PROMPTS[0], max_new_tokens=NEW).json()["response"] == wanted[PROMPTS[0]]
+    took = time.monotonic() - started
+    for response in idle:
+        assert b"[DONE]" in response.content  # nothing of it is lost
+        response.close()
+    assert took < 30

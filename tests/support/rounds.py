@@ -91,5 +91,5 @@ class Frontend:
 
 
 def whole(text: str) -> str:
-    """A stream leaves out a character that the cap has cut in two, for which a whole answer has a sign."""
+    """Without a character that the cap has cut in two: only a whole answer of transformers has a sign for it."""
     return text.rstrip("\ufffd")

@@ -1,0 +1,152 @@
+"""Answers a file of requests with an archive's own handler, offline: the other end of runner.py.
+
+What has been answered stands in OUTPUT.part until all is; a run that was stopped goes on from there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from archiver import verify
+from archiver.errors import Refused
+from archiver.manifest import MANIFEST, SUMS
+from archiver.opening import PASSED_ON
+from archiver.reading import read
+
+SCRIPT = Path(__file__).with_name("runner.py")
+BLOCK = 1 << 20  # bytes
+DEVICES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "VLLM_LOGGING_LEVEL")
+LAST_LINES = 5  # of what a process said that ended without a reason
+
+
+def run(
+    archive: Path,
+    requests: Path,
+    answers: Path,
+    *,
+    force: bool = False,
+    gpu: int | None = None,
+    say: Callable[[str], None],
+    progress: Callable[[int, int], None],
+) -> tuple[int, int]:
+    """Answers every line of a file.
+
+    Args:
+        archive: in any format.
+        requests: a request a line, as the model's route takes them.
+        answers: an answer a line, in the same order; a request that fails has its error there.
+        force: whether what stands there may be replaced.
+        gpu: the number of a GPU; None: as the archive's deviceType says.
+        say: takes a line for the user.
+        progress: takes how many lines are answered, and how many there are.
+
+    Returns:
+        lines, and how many of them hold an error; of this run.
+
+    Raises:
+        Refused: there is nothing to run, or it ended before its end.
+    """
+    part, state = answers.with_name(f"{answers.name}.part"), answers.with_name(f"{answers.name}.part.json")
+    if answers.exists() and not force:
+        raise Refused(f"{answers}: is there already; --force replaces it")
+    found = verify.contents(archive)
+    if problems := verify.judged(found):
+        raise Refused(*(f"{archive}: {problem}" for problem in problems))
+    total = _count(requests)
+    if not total:
+        raise Refused(f"{requests}: holds no request")
+    begun = {"archive": hashlib.sha256(found.kept[SUMS]).hexdigest()}  # which names the digest of each file
+    begun["requests"] = hashlib.sha256(requests.read_bytes()).hexdigest()
+    skip = 0 if force else _resume(part, state, begun)
+    if not skip:
+        part.write_bytes(b"")
+        state.write_text(json.dumps(begun))
+    else:
+        say(f"going on behind line {skip:,} of {total:,}")
+    with _unpacked(archive) as root:
+        name = json.loads((root / MANIFEST).read_bytes())["model"]["modelName"]
+        job = {"archive": str(root), "name": name, "gpu": gpu, "skip": skip}
+        job |= {"input": str(requests.resolve()), "output": str(part.resolve())}
+        failed = _answer(job, lambda done: progress(skip + done, total))
+    part.replace(answers)
+    state.unlink()
+    return total - skip, failed
+
+
+def _count(path: Path) -> int:
+    with path.open("rb") as file:
+        return sum(1 for _ in file)
+
+
+def _resume(part: Path, state: Path, begun: dict[str, str]) -> int:
+    """How many answers of an earlier run are whole; what follows them is cut off. Raises Refused."""
+    if not part.exists() or not state.exists():
+        return 0
+    for what, digest in json.loads(state.read_text()).items():
+        if begun.get(what) != digest:
+            raise Refused(f"{part}: is of other {what}; --force begins anew")
+    whole = 0
+    with part.open("r+b") as file:
+        end = 0
+        for line in file:
+            if not line.endswith(b"\n"):
+                break
+            whole, end = whole + 1, end + len(line)
+        file.truncate(end)
+    return whole
+
+
+@contextmanager
+def _unpacked(archive: Path) -> Iterator[Path]:
+    """The archive's directory: itself, or a temporary one."""
+    if archive.is_dir():
+        yield archive.resolve()
+        return
+    with tempfile.TemporaryDirectory(prefix="archiver-") as private:
+        root = Path(private)
+        with read(archive) as (_, files):
+            for name, _, content in files:  # whose names have been verified
+                (root / name).parent.mkdir(parents=True, exist_ok=True)
+                with (root / name).open("wb") as file:
+                    shutil.copyfileobj(content, file, BLOCK)
+        yield root
+
+
+def _answer(job: dict[str, Any], progress: Callable[[int], None]) -> int:
+    """Runs the process; how many lines hold an error. Raises Refused."""
+    environment = {name: os.environ[name] for name in (*PASSED_ON, *DEVICES) if name in os.environ}
+    with tempfile.TemporaryFile("w+", errors="replace") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-I", str(SCRIPT), json.dumps(job)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            env={**environment, "HF_HUB_OFFLINE": "1"},
+        )
+        failed = 0
+        try:
+            for line in process.stdout or ():
+                report = json.loads(line)
+                progress(report.get("done", 0))
+                failed = report.get("failed", 0)
+            status = process.wait()
+        finally:
+            process.kill()
+            process.communicate()
+        if status:
+            log.seek(0)
+            said = log.read().strip().splitlines()
+            reasons = [line.removeprefix("error: ") for line in said if line.startswith("error: ")]
+            raise Refused(*(reasons[-1:] or [f"the handler ended with status {status}", *said[-LAST_LINES:]]))
+    return failed

@@ -1,0 +1,147 @@
+"""vLLM's own OpenAI application and engine. The model runs in a process of vLLM's, whose parent is the worker.
+
+vLLM is optional (requirements-vllm.txt). `handler.vllm` holds its arguments, named as on its command line and
+judged by its own parser.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Collection
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import torch
+import transformers
+
+from handler.config import ModelConfig
+from handler.errors import LoadError
+from handler.generation.application import Application, Asgi
+from handler.generation.engine import Engine, Load
+from handler.generation.guard import guard
+from handler.generation.openai_protocol import CHAT, COMPLETIONS, EMBEDDINGS
+from handler.generation.vllm_arguments import read_arguments
+from handler.loading import OFFLINE, check_directory
+
+logger = logging.getLogger(__name__)
+
+# Read when vLLM is imported: no statistics to its makers, no reader of the hub, no fork of a process with threads.
+ENVIRONMENT = {
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "HF_HUB_OFFLINE": "1",
+}
+# What clients may not ask of it: to reach into the engine, to name files, to be charged to others.
+NOT_TAKEN = frozenset(
+    {
+        "cache_salt",
+        "chat_template",
+        "ec_transfer_params",
+        "kv_transfer_params",
+        "media_io_kwargs",
+        "mm_payload",
+        "mm_processor_kwargs",
+        "priority",
+        "prompt_embeds",
+        "request_id",
+        "return_mm_kwargs",
+        "routed_experts_prompt_start",
+        "session_id",
+        "stream_interval",
+        "user",
+        "vllm_xargs",
+        "watermarking",
+    }
+)
+KV_CACHE = "vllm:kv_cache_usage_perc"
+GUARDS: list[object] = []  # as long as the worker lives
+
+
+def build(directory: Path, config: ModelConfig, device: torch.device, name: str) -> Engine:
+    """Starts vLLM with the model. Raises LoadError."""
+    check_directory(directory)
+    os.environ |= {key: value for key, value in ENVIRONMENT.items() if key not in os.environ}
+    os.environ.pop("VLLM_API_KEY", None)  # keys are a gateway's; no client could give this one
+    if device.type == "cuda":
+        _choose_gpus(config, device)
+    try:
+        from vllm.entrypoints.launchers.api_server import entry  # noqa: PLC0415  optional, and slow to import
+    except ImportError as error:
+        raise LoadError(
+            f"handler.engine vllm needs vLLM ({error}): pip install --no-deps -r requirements-vllm.txt"
+        ) from error
+    arguments = read_arguments(config.handler.vllm or {}, directory, config, name)
+    client: Any = None
+    tasks: Collection[str] = ()
+    living = entry.build_async_engine_client(arguments)  # held, because it ends the engine when it is collected
+
+    async def make() -> Asgi:
+        nonlocal client, tasks
+        engine = client = await living.__aenter__()
+        tasks = await engine.get_supported_tasks()
+        app = entry.build_app(arguments, tasks, engine.model_config)
+        await entry.init_app_state(engine, app.state, arguments, tasks)
+        app.state.server = SimpleNamespace(should_exit=False)  # what it stops when the engine has died
+        return app  # type: ignore[no-any-return]
+
+    application = Application(make, dead=lambda: living is None or client.errored)
+    application.start()
+    # vLLM's processes outlive a parent that is killed, with their memory.
+    GUARDS.append(guard([process.pid for process in psutil.Process().children(recursive=True)]))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(directory, **OFFLINE)
+    adapters = tuple(module.name for module in arguments.lora_modules or ())
+    about = {"engine": "vllm", "dtype": config.handler.dtype, "context_tokens": client.model_config.max_model_len}
+    drawn = client.model_config.get_diff_sampling_param().keys() & {"temperature", "top_p", "top_k"}
+    return Engine(
+        application,
+        fields=_fields(tasks),
+        has_template=bool(tokenizer.chat_template),
+        draws=bool(drawn),
+        about=about,
+        load=_load,
+        adapters=adapters,
+    )
+
+
+def _choose_gpus(config: ModelConfig, device: torch.device) -> None:
+    """Shows vLLM the GPUs that it is to take, which are the first that it sees: deviceIds, or the worker's own."""
+    given = config.handler.vllm or {}
+    shared = any(given.get(f"{kind}_parallel_size", 1) != 1 for kind in ("tensor", "pipeline", "data"))
+    wanted = config.server.deviceIds or ([] if shared else [device.index or 0])
+    seen = [number for number in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if number]
+    if wanted:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(seen[index] if seen else str(index) for index in wanted)
+
+
+def _fields(tasks: Collection[str]) -> dict[str, frozenset[str]]:
+    """Path -> what vLLM's requests may hold, by what the model can do."""
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest  # noqa: PLC0415
+    from vllm.entrypoints.openai.completion.protocol import CompletionRequest  # noqa: PLC0415
+    from vllm.entrypoints.pooling.embed.protocol import EmbeddingCompletionRequest  # noqa: PLC0415
+
+    requests = {
+        CHAT: ("generate", ChatCompletionRequest),
+        COMPLETIONS: ("generate", CompletionRequest),
+        EMBEDDINGS: ("embed", EmbeddingCompletionRequest),
+    }
+    return {
+        path: frozenset(request.model_fields) - NOT_TAKEN
+        for path, (task, request) in requests.items()
+        if task in tasks
+    }
+
+
+def _load() -> Load:
+    """What vLLM counts."""
+    from prometheus_client import REGISTRY  # noqa: PLC0415  vLLM brings it
+
+    found = {sample.name: sample.value for metric in REGISTRY.collect() for sample in metric.samples}
+    return Load(
+        running=int(found.get("vllm:num_requests_running", 0)),
+        waiting=int(found.get("vllm:num_requests_waiting", 0)),
+        cache_used=found.get(KV_CACHE),
+    )

@@ -1,0 +1,231 @@
+"""Rounds over vLLM's own engine, which runs here on the CPU."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import psutil
+import pytest
+import torch
+
+from handler.config import ConfigError, read_config
+from handler.generation.vllm_arguments import read_arguments
+from handler.generation.vllm_engine import _choose_gpus
+from tests.support import tiny_models, worker
+from tests.support.reference import generated
+from tests.support.rounds import Frontend, whole
+
+CHAT, COMPLETIONS, EMBEDDINGS = "v1/chat/completions", "v1/completions", "v1/embeddings"
+PROMPTS = ("the film was not good", "a wonderful story, well told", "they sent another one", "")
+NEW = 12
+SMALL = {"enforce_eager": True, "kv_cache_memory_bytes": 50_000_000, "max_model_len": 512}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return tiny_models.chatter(tmp_path_factory.mktemp("chat") / "model", hidden=128)  # heads of 32, its least
+
+
+@pytest.fixture(scope="module")
+def service(model):
+    return worker.start(model.parent, task="text-generation", engine="vllm", max_new_tokens=64, vllm=SMALL)
+
+
+@pytest.fixture
+def frontend(service):
+    return Frontend(service)
+
+
+@pytest.fixture(scope="module")
+def alone(model):
+    """prompt -> what transformers' `generate` makes of it, greedily, template and all."""
+    return lambda prompt, new=NEW, chat=True: generated(model, prompt, new, chat)
+
+
+def messages(prompt):
+    return [{"role": "user", "content": prompt}]
+
+
+def test_it_says_what_transformers_says(frontend, alone):
+    for prompt in PROMPTS:
+        text, size, new = alone(prompt)
+        answered = frontend.ask({"prompt": prompt, "max_new_tokens": NEW}).document
+        assert whole(answered.pop("response")) == whole(text)
+        assert answered == {
+            "input_token_count": size,
+            "output_token_count": new,
+            "finish_reason": "length" if new == NEW else "stop",
+        }
+    text, _, _ = alone(PROMPTS[0], chat=False)
+    completed = frontend.ask({"prompt": PROMPTS[0], "max_tokens": NEW, "temperature": 0}, COMPLETIONS).document
+    assert whole(completed["choices"][0]["text"]) == whole(text) and completed["model"] == "tiny"
+
+
+def test_thirty_two_at_once_say_what_each_says_alone(frontend, alone):
+    ask = {"max_new_tokens": NEW}
+    clients = [
+        (PROMPTS[number % 4], frontend.post({"prompt": PROMPTS[number % 4], **ask, "stream": number % 2 == 1}))
+        for number in range(32)
+    ]
+    frontend.run()
+    for prompt, client in clients:
+        streamed = client.pieces[0].content_type.startswith("text/event-stream")
+        said = "".join(event["text"] for event in client.events[:-1]) if streamed else client.document["response"]
+        assert whole(said) == whole(alone(prompt)[0])
+
+
+def test_what_the_protocol_has_and_transformers_engine_has_not(frontend, alone):
+    text, size, _ = alone(PROMPTS[1])
+    ask = {"messages": messages(PROMPTS[1]), "max_tokens": NEW}
+    two = frontend.ask({**ask, "n": 2, "logprobs": True, "seed": 7, "temperature": 1}, CHAT).document
+    assert len(two["choices"]) == 2 and two["choices"][0]["logprobs"]["content"]
+    again = frontend.ask({**ask, "n": 2, "seed": 7, "temperature": 1}, CHAT).document
+    assert [c["message"]["content"] for c in two["choices"]] == [c["message"]["content"] for c in again["choices"]]
+    stop = text[5:7]
+    stopped = frontend.ask({"prompt": PROMPTS[1], "max_new_tokens": NEW, "stop": stop}).document
+    assert stopped["response"] == text[: text.index(stop)] and stopped["finish_reason"] == "stop"
+    stream = frontend.ask({**ask, "stream": True, "temperature": 0}, CHAT)
+    *chunks, last = stream.events
+    assert last == "[DONE]" and not any(chunk.get("usage") for chunk in chunks)
+    asked = {"stream": True, "stream_options": {"include_usage": True}, "user": "me"}
+    *_, last, _ = frontend.ask({**ask, **asked}, CHAT).events
+    assert last["choices"] == [] and last["usage"]["prompt_tokens"] == size
+    assert [model["id"] for model in frontend.ask(b"", "v1/models").document["data"]] == ["tiny"]
+
+
+@pytest.mark.parametrize(
+    ("path", "document", "status", "says"),
+    [
+        ("", {"prompt": "a", "max_new_tokens": 65}, 422, "the limit is 64"),
+        ("", {"prompt": "a " * 600}, 400, "maximum context length is 512"),
+        (CHAT, {"messages": []}, 400, "at least one message"),
+        (CHAT, {"messages": [{"role": "wizard", "content": "a"}]}, 400, "messages[0].role"),
+        (CHAT, {"messages": messages("a"), "temperature": 3}, 400, "temperature"),
+        (CHAT, {"messages": messages("a"), "max_tokens": 0}, 400, "max_tokens"),
+        (CHAT, {"messages": messages("a"), "wrong": 0}, 400, "wrong: this engine does not do this"),
+        (CHAT, {"messages": messages("a"), "kv_transfer_params": {}}, 400, "kv_transfer_params"),
+        (CHAT, {"messages": messages("a"), "tempersture": 1}, 400, "did you mean temperature"),
+        (CHAT, {"messages": messages("wizardry")}, 400, "no wizardry"),
+        (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "parts of text"),
+        (CHAT, {"messages": messages("a"), "model": "other"}, 404, "only tiny is served"),
+        (COMPLETIONS, {"prompt": ""}, 400, "empty"),
+        (COMPLETIONS, {"prompt": {"a": 1}}, 400, "prompt"),
+        (COMPLETIONS, {"prompt": "a", "prompt_embeds": "AAAA"}, 400, "prompt_embeds"),
+        (EMBEDDINGS, {"input": "a"}, 404, "no such path"),
+        ("tokenize", {"prompt": "a"}, 404, "no such path"),
+        ("v1/load_lora_adapter", {}, 404, "no such path"),
+    ],
+)
+def test_bad_input_is_refused_in_the_protocols_own_shape(frontend, path, document, status, says):
+    answered = frontend.ask(document, path)
+    error = answered.document["error"]
+    assert answered.status == status, answered.body
+    assert says in error["message"]
+    assert ("param" in error) == path.startswith("v1/")
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_who_leaves_is_cancelled(service, frontend, stream):
+    left = [frontend.post({"prompt": "a", "max_new_tokens": 64, "stream": stream}) for _ in range(8)]
+    frontend.round()
+    for client in left:
+        frontend.leave(client)
+    end = time.monotonic() + 3.0
+    wing = service.handler.pipeline
+    while wing.live or (load := wing.engine.load()).running + load.waiting:
+        assert time.monotonic() < end, "still generating"
+        time.sleep(0.05)
+
+
+def arguments(model, **vllm):
+    document = {"handler": {"task": "text-generation", "engine": "vllm", "vllm": vllm, "max_new_tokens": 64}}
+    return read_arguments(vllm, model, read_config(document), "tiny")
+
+
+def test_arguments_are_those_of_vllms_own_parser(model):
+    given = arguments(
+        model,
+        max_model_len=256,
+        gpu_memory_utilization=0.5,
+        enforce_eager=True,
+        enable_prefix_caching=False,
+        quantization="fp8",
+        tensor_parallel_size=2,
+        compilation_config={"mode": 0},
+        enable_lora=True,
+        lora_modules=[{"name": "sql", "path": "adapters/sql"}],
+    )
+    assert (given.max_model_len, given.gpu_memory_utilization, given.enforce_eager) == (256, 0.5, True)
+    assert (given.enable_prefix_caching, given.quantization, given.tensor_parallel_size) == (False, "fp8", 2)
+    assert [(one.name, one.path) for one in given.lora_modules] == [("sql", str(model / "adapters/sql"))]
+    assert (given.max_num_seqs, given.served_model_name, given.dtype) == (64, ["tiny"], "float32")
+
+
+def test_every_wrong_argument_is_named_at_once(model):
+    with pytest.raises(ConfigError) as refused:
+        arguments(
+            model,
+            max_model_length=256,
+            tensor_parallel_size="two",
+            trust_remote_code=True,
+            port=80,
+            dtype="float16",
+            lora_modules=[{"name": "sql", "path": "../../sql"}],
+        )
+    found = {problem.key: str(problem) for problem in refused.value.problems}
+    assert "did you mean max_model_len?" in found["handler.vllm.max_model_length"]
+    assert "'two'" in found["handler.vllm.tensor_parallel_size"]
+    assert "refused" in found["handler.vllm.trust_remote_code"] and "refused" in found["handler.vllm.port"]
+    assert "handler.dtype" in found["handler.vllm.dtype"]
+    assert "is not in the archive" in found["handler.vllm.lora_modules"]
+    assert len(found) == 6
+
+
+@pytest.mark.parametrize(
+    ("section", "says"),
+    [
+        ({"engine": "vllm", "cache_tokens": 1024}, "handler.cache_tokens: 1024: is to be left out"),
+        ({"engine": "vllm", "attention": "eager"}, "handler.attention: eager"),
+        ({"vllm": {"max_model_len": 1}}, "not for engine transformers"),
+        ({"engine": "vllm", "vllm": 7}, "a mapping of vLLM's arguments"),
+    ],
+)
+def test_settings_of_the_other_engine_are_refused(section, says):
+    with pytest.raises(ConfigError, match=says):
+        read_config({"handler": {"task": "text-generation", **section}})
+
+
+@pytest.mark.parametrize(
+    ("server", "vllm", "before", "after"),
+    [
+        ({}, {}, None, "1"),
+        ({"deviceIds": [2, 3]}, {"tensor_parallel_size": 2}, None, "2,3"),
+        ({}, {"tensor_parallel_size": 2}, None, None),
+        ({}, {}, "5,7", "7"),
+    ],
+)
+def test_it_sees_the_gpus_that_it_is_to_take(monkeypatch, server, vllm, before, after):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if before:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", before)
+    handler = {"task": "text-generation", "engine": "vllm", "vllm": vllm}
+    _choose_gpus(read_config({**server, "handler": handler}), torch.device("cuda", 1))
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") == after
+
+
+def test_an_engine_that_is_killed_is_gone(service, frontend, monkeypatch):
+    """The last test of this file: its engine is no more."""
+    ended = []
+    monkeypatch.setattr("os._exit", ended.append)
+    client = frontend.post({"prompt": "a", "max_new_tokens": 64, "stream": True})
+    frontend.round()
+    cores = [process for process in psutil.Process().children(recursive=True) if "VLLM" in process.name()]
+    assert cores and os.getpid() not in [process.pid for process in cores]
+    for process in cores:
+        process.kill()
+    end = time.monotonic() + 20
+    while not ended:
+        assert time.monotonic() < end
+        frontend.round()
+    assert client.status == 200 and "error" in client.events[-2] and client.done

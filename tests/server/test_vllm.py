@@ -1,0 +1,117 @@
+"""vLLM behind the real server: clients, and what is left when something is killed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import openai
+import psutil
+import pytest
+import requests
+
+from client import ManagementClient
+from tests.support import archives, tiny_models
+from tests.support.reference import generated
+from tests.support.rounds import whole
+from tests.support.serving import served
+
+pytestmark = pytest.mark.server
+
+NEW = 16
+PROMPTS = ("the film was not good", "a wonderful story, well told", "they sent another one", "")
+VLLM = "handler.vllm={enforce_eager: true, kv_cache_memory_bytes: 50000000, max_model_len: 512}"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return tiny_models.chatter(tmp_path_factory.mktemp("chat") / "model", hidden=128)
+
+
+@pytest.fixture(scope="module")
+def server(model, tmp_path_factory):
+    store = tmp_path_factory.mktemp("store")
+    flags = (
+        "--set=handler.engine=vllm",
+        f"--set={VLLM}",
+        "--set=handler.max_new_tokens=400",
+        "--set=batchSize=32",
+    )
+    archives.build_model(store, "chat", model, "text-generation", *flags)
+    with served(store, ["chat.mar"]) as running:
+        yield running
+
+
+def messages(prompt):
+    return [{"role": "user", "content": prompt}]
+
+
+def worker(server):
+    [model] = ManagementClient(server.management_url).models()
+    [process] = model.workers
+    return psutil.Process(process.pid)
+
+
+def engines(server):
+    return [process for process in worker(server).children(recursive=True) if process.name().startswith("VLLM")]
+
+
+def test_the_openai_client_async_and_streaming(server, model):
+    wanted = {prompt: whole(generated(model, prompt, NEW)[0]) for prompt in PROMPTS}
+
+    async def ask(client, prompt, stream):
+        asked = {"model": "chat", "messages": messages(prompt), "max_tokens": NEW, "temperature": 0}
+        if not stream:
+            answer = await client.chat.completions.create(**asked)
+            assert answer.usage.prompt_tokens
+            return prompt, answer.choices[0].message.content
+        stream = await client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True})
+        chunks = [chunk async for chunk in stream]
+        assert chunks[-1].usage.completion_tokens and not chunks[-1].choices
+        return prompt, "".join(chunk.choices[0].delta.content or "" for chunk in chunks[:-1])
+
+    async def everybody():
+        url = f"{server.inference_url}/predictions/chat/1.0/v1"
+        async with openai.AsyncOpenAI(base_url=url, api_key="-", max_retries=0) as client:
+            return await asyncio.gather(*(ask(client, PROMPTS[n % 4], n % 2 == 0) for n in range(24)))
+
+    for prompt, said in asyncio.run(everybody()):
+        assert whole(said) == wanted[prompt]
+
+
+def stream_and_kill(server, process):
+    """Streams are under way when a process is killed: each ends soon, and none as if it were whole."""
+
+    def ask():
+        url = f"{server.inference_url}/predictions/chat"
+        asked = {"prompt": "a", "max_new_tokens": 400, "stream": True}
+        try:
+            with requests.post(url, json=asked, timeout=60, stream=True) as response:
+                return response.status_code, [line for line in response.iter_lines() if line]
+        except requests.RequestException:
+            return 0, []  # the connection was cut, which is an answer in the middle of a stream
+
+    with ThreadPoolExecutor(8) as threads:
+        asked = [threads.submit(ask) for _ in range(8)]
+        time.sleep(0.5)
+        os.kill(process.pid, signal.SIGKILL)
+        killed = time.monotonic()
+        answers = [one.result(60) for one in asked]
+        assert time.monotonic() - killed < 20
+    for status, lines in answers:
+        assert status != 200 or b"data: [DONE]" not in lines or any(b'"error"' in line for line in lines)
+
+
+def test_whatever_is_killed_everybody_is_answered_and_nothing_is_left(server):
+    for killed in (lambda: engines(server)[0], lambda: worker(server)):
+        ManagementClient(server.management_url).ready("chat", timeout=120)
+        url = f"{server.inference_url}/predictions/chat"
+        assert requests.post(url, json={"prompt": "a", "max_new_tokens": 2}, timeout=60).status_code == 200
+        before = engines(server)
+        assert len(before) >= 2
+        stream_and_kill(server, killed())
+        _, left = psutil.wait_procs(before, timeout=20)
+        assert not left
