@@ -8,6 +8,7 @@ import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -239,6 +240,8 @@ def _remote_code(sources: dict[str, Path], files: dict[str, int]) -> Iterator[st
         except (ValueError, RecursionError):
             yield f"{name}: is not JSON"
             continue
+        if name == "config.json" and _is_transformers_own(document):
+            document = {key: value for key, value in document.items() if key != "auto_map"}
         if found := _auto_map(document):
             yield f"{name}: auto_map asks for code of the model's own, which is never run: {found}"
         if name == "modules.json" and isinstance(document, list):
@@ -246,6 +249,18 @@ def _remote_code(sources: dict[str, Path], files: dict[str, int]) -> Iterator[st
                 kind = module.get("type") if isinstance(module, dict) else None
                 if isinstance(kind, str) and not kind.startswith("sentence_transformers."):
                     yield f"{name}: asks for code of the model's own, which is never run: {kind}"
+
+
+def _is_transformers_own(document: Any) -> bool:
+    """Whether transformers has a class for the model, which it takes in place of the code that auto_map names.
+
+    Found by the folder of that name, without importing transformers; the worker asks transformers itself.
+    """
+    kind = document.get("model_type") if isinstance(document, dict) else None
+    found = find_spec("transformers")
+    if not isinstance(kind, str) or not re.fullmatch(r"[\w-]+", kind) or found is None or found.origin is None:
+        return False
+    return Path(found.origin).with_name("models").joinpath(kind.replace("-", "_"), "__init__.py").is_file()
 
 
 def _auto_map(document: Any) -> str | None:

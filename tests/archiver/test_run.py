@@ -136,6 +136,21 @@ def test_a_model_that_cannot_be_loaded_says_why(tmp_path):
     assert "Traceback" not in ran.stderr
 
 
+def test_a_model_that_brings_code_is_run_by_transformers_own(tmp_path):
+    """As recipes/phi3-mini: nothing of that code is packed."""
+    model = tiny_models.phi_chatter(tmp_path / "model")
+    archive = archives.build_model(tmp_path, "phi", model, "text-generation", "--archive-format=no-archive")
+    assert not list((archive / "model").glob("*.py"))
+    ran = run(
+        archive, write(tmp_path / "in.jsonl", [{"prompt": TEXTS[0], "max_new_tokens": 6}]), tmp_path / "out.jsonl"
+    )
+    assert ran.returncode == 0, ran.stderr
+    text, size, count = reference.generated(model, TEXTS[0], 6)
+    [answer] = read(tmp_path / "out.jsonl")
+    assert whole(answer["response"]) == whole(text)
+    assert (answer["input_token_count"], answer["output_token_count"]) == (size, count)
+
+
 def test_the_recipe_that_generates_without_a_download(tmp_path):
     built = archives.build(str(ROOT / "recipes" / "tiny-chat"), "--export-path", str(tmp_path))
     assert built.returncode == 0, built.stderr

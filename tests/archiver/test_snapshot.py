@@ -93,6 +93,9 @@ def test_refuses_a_model_without_weights_though_training_left_pickles(model):
     ("name", "document"),
     [
         ("config.json", {"auto_map": {"AutoModel": "modeling_x.X"}}),
+        ("config.json", {"model_type": "mine", "auto_map": {"AutoModel": "modeling_x.X"}}),
+        ("config.json", {"model_type": "../auto", "auto_map": {"AutoModel": "modeling_x.X"}}),
+        ("config.json", {"model_type": "phi3", "text_config": {"auto_map": {"AutoModel": "modeling_x.X"}}}),
         ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["tokenization_x.X", None]}}),
         ("config.json", {"text_config": {"auto_map": {"AutoModel": "modeling_x.X"}}}),
         ("processor_config.json", {"auto_map": {"AutoProcessor": "x.X"}}),
@@ -104,6 +107,15 @@ def test_refuses_remote_code(model, name, document):
     (problem,) = refusal(model)
     assert problem.startswith(f"{name}: ")
     assert "never run" in problem
+
+
+def test_code_that_transformers_has_a_class_for_is_left_out(model):
+    """As Phi-3's: its repository has both."""
+    document = {"model_type": "phi3", "auto_map": {"AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM"}}
+    (model / "config.json").write_text(json.dumps(document))
+    (model / "modeling_phi3.py").write_text("")
+    chosen = snapshot.choose(model)
+    assert "config.json" in chosen.files and "modeling_phi3.py" in chosen.left_out
 
 
 def test_a_vocabulary_may_hold_the_word_auto_map(model):

@@ -237,6 +237,11 @@ def test_no_model(tmp_path):
 def test_remote_code(home):
     config = json.loads((home / "model" / "config.json").read_text())
     (home / "model" / "config.json").write_text(json.dumps({**config, "auto_map": {"AutoModel": "x.Y"}}))
+    (home / "model" / "x.py").write_text("raise SystemExit('it was run')")
+    service = worker.start(home, task="text-classification")
+    assert frames.answer(service, {"text": "a"})[0] == 200  # by transformers' own class
+    config = {**config, "model_type": "mine", "auto_map": {"AutoModel": "x.Y", "AutoConfig": "x.Z"}}
+    (home / "model" / "config.json").write_text(json.dumps(config))
     assert "remote code" in refused(home)
 
 

@@ -23,6 +23,8 @@ from transformers import (
     Mistral3Config,
     Mistral3ForConditionalGeneration,
     MistralConfig,
+    Phi3Config,
+    Phi3ForCausalLM,
     PixtralVisionConfig,
     PreTrainedTokenizerFast,
     Qwen3Config,
@@ -149,6 +151,23 @@ def chatter(directory: Path, layers: int = 2, hidden: int = 64, positions: int =
     sizes = {**_decoder(tokenizer, layers, hidden), "max_position_embeddings": positions}
     config = LlamaConfig(**sizes, bos_token_id=None, eos_token_id=tokenizer.sep_token_id)
     return _spread(LlamaForCausalLM(config), directory, "lm_head")
+
+
+def phi_chatter(directory: Path) -> Path:
+    """A Phi-3, whose configuration names code of its own as the hub's does."""
+    tokenizer = _chat_tokenizer(directory, "left")
+    torch.manual_seed(7)
+    sizes = _decoder(tokenizer, 2, 64) | {"bos_token_id": None, "eos_token_id": tokenizer.sep_token_id}
+    _spread(Phi3ForCausalLM(Phi3Config(**sizes)), directory, "lm_head")
+    config = json.loads((directory / "config.json").read_text())
+    named = {
+        "AutoConfig": "configuration_phi3.Phi3Config",
+        "AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM",
+    }
+    (directory / "config.json").write_text(json.dumps({**config, "auto_map": named}))
+    for name in ("configuration_phi3", "modeling_phi3"):
+        (directory / f"{name}.py").write_text("raise SystemExit('code of the model was run')\n")
+    return directory
 
 
 TAGS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
