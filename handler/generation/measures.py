@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from handler.batch import log_defect
 from handler.generation.engine import Load
 from handler.generation.openai_protocol import Usage
 from handler.measures import Value, tell
@@ -43,7 +44,7 @@ class Timed:
             tokens_out=usage.new_tokens,
             finish=usage.finish_reason,
         )
-        tell(cache, self._values(usage))
+        _tell(cache, self._values(usage))
 
     def _values(self, usage: Usage) -> Iterator[Value]:
         yield "HandlerRequests", "counter", 1, ()
@@ -66,10 +67,23 @@ class Gauges:
         """Whether it is time again."""
         return time.monotonic() - self._told >= GAUGE_SECONDS
 
-    def tell(self, load: Load, live: int, cache: Any) -> None:
-        """Tells TorchServe. `live` are the requests that rounds are held for."""
+    def tell(self, look: Callable[[], Load], live: int, cache: Any) -> None:
+        """Looks at the engine and tells TorchServe. `live` are the requests that rounds are held for."""
         self._told = time.monotonic()
-        values = {"HandlerLive": live, "HandlerRunning": load.running, "HandlerWaiting": load.waiting}
+        _tell(cache, self._values(look, live))
+
+    def _values(self, look: Callable[[], Load], live: int) -> Iterator[Value]:
+        load = look()
+        yield "HandlerLive", "gauge", live, ()
+        yield "HandlerRunning", "gauge", load.running, ()
+        yield "HandlerWaiting", "gauge", load.waiting, ()
         if load.cache_used is not None:
-            values["HandlerCacheUsed"] = load.cache_used  # type: ignore[assignment]
-        tell(cache, ((name, "gauge", value, ()) for name, value in values.items()))
+            yield "HandlerCacheUsed", "gauge", load.cache_used, ()
+
+
+def _tell(cache: Any, values: Iterator[Value]) -> None:
+    """A figure that cannot be had is no reason to fail a round."""
+    try:
+        tell(cache, values)
+    except Exception as err:
+        log_defect(err)

@@ -136,7 +136,7 @@ class Generation:
             criteria[index] = lambda _, ends=ends: ends  # type: ignore[misc]
         context.stopping_criteria = criteria
         if self.gauges.are_due():
-            self.gauges.tell(self.engine.load(), len(self.live), context.metrics)
+            self.gauges.tell(self.engine.load, len(self.live), context.metrics)
         self._last = time.monotonic()
         return bodies
 
@@ -229,7 +229,11 @@ class Generation:
             news = begun.exchange.take()
         if news is None or news.streams:
             return wire.error_reply(InvalidRequest("stream: there is nobody to stream to"))
-        return self._reply(begun, news)[0]
+        try:
+            return self._reply(begun, news)[0]
+        except Exception as err:
+            log_defect(err)
+            return wire.error_reply(InternalError())
 
     def _watch(self) -> None:
         """When the last client leaves there is no further round: then silence cancels what still runs."""

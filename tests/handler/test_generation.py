@@ -274,6 +274,15 @@ def test_a_defect_is_its_requests_alone(service, frontend, alone, monkeypatch):
     settled(service)
 
 
+def test_a_figure_that_cannot_be_had_fails_no_round(service, frontend, alone, monkeypatch):
+    looked = []
+    broken = replace(wing(service).engine, load=lambda: looked.append(1) or {}["nothing"])
+    monkeypatch.setattr(wing(service), "engine", broken)
+    monkeypatch.setattr(wing(service).gauges, "_told", 0.0)
+    answered = frontend.ask({"prompt": PROMPTS[0], "max_new_tokens": NEW}).document
+    assert answered["response"] == alone(PROMPTS[0])[0] and looked
+
+
 def test_an_engine_that_is_gone_ends_the_worker(service, frontend, monkeypatch):
     ended = []
     monkeypatch.setattr("os._exit", ended.append)
