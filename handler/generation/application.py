@@ -52,6 +52,7 @@ class Exchange:
         self.pieces: list[bytes] = []  # not yet taken
         self.done = False  # nothing more will come
         self.failed = False  # it ended before it had answered
+        self.eager = True  # whether its news cannot wait: until its first text is out
         self.gone = asyncio.Event()  # the client has left
         self.task: asyncio.Task[None] | None = None
 
@@ -85,7 +86,7 @@ class Application:
         self.dead = dead
         self._make = make
         self.lock = threading.Lock()  # of every exchange
-        self.news = threading.Event()  # some exchange has news
+        self.urgent = threading.Event()  # some exchange has news that cannot wait
         self._loop = asyncio.new_event_loop()
         self._tasks: set[asyncio.Task[None]] = set()
         self._lifespan: asyncio.Queue[Event] = asyncio.Queue()
@@ -138,8 +139,8 @@ class Application:
                     if body := event.get("body"):
                         exchange.pieces.append(body)
                     exchange.done = not event.get("more_body")
-            if exchange.has_news:
-                self.news.set()
+            if exchange.has_news and (exchange.done or exchange.eager):
+                self.urgent.set()
 
         try:
             await self._app(_scope(ask), receive, send)
@@ -151,7 +152,7 @@ class Application:
             with self.lock:
                 exchange.failed = not exchange.done
                 exchange.done = True
-            self.news.set()
+            self.urgent.set()
 
     async def _start(self) -> None:
         """Makes it, and goes through ASGI's lifespan (specification, Lifespan), which it may not know."""

@@ -38,8 +38,10 @@ from handler.wire import Message, Reply
 
 logger = logging.getLogger(__name__)
 
-WAIT_SECONDS = 0.03  # for news; meanwhile the frontend admits nobody, but a round costs it 5 ms of a core
-GATHER_SECONDS = 0.004  # after the first news: an engine's step has a token for everybody, one after the other
+# A round costs some 5 ms of a core, most of it the frontend's, and while it waits the frontend admits nobody.
+PATIENCE_SECONDS = 0.05  # in which streams that are under way gather their text
+FOLLOW_SECONDS = 0.012  # after an answer has ended: its client may have the next request
+GATHER_SECONDS = 0.004  # after a first text or an end: a step of the engine has a token for everybody
 TRY_SECONDS = 240  # for the first two tokens
 SILENCE_SECONDS = 1.0  # without a round, after which nobody is there any more
 LOOK_SECONDS = 0.25
@@ -86,6 +88,7 @@ class Generation:
         self.gauges = Gauges()
         self.metrics: Any = None  # context.metrics, of the last round
         self.live: dict[str, Live] = {}
+        self._ended = False  # whether an answer has, in the last round
         self._last = time.monotonic()
         self._lock = threading.Lock()  # of the live ones: a round against the watch
         threading.Thread(target=self._watch, name="silence", daemon=True).start()
@@ -114,13 +117,15 @@ class Generation:
         return Turn(ids, whole)
 
     def inference(self, turn: Turn) -> Turn:
-        """Waits a moment for news."""
+        """Waits for what is urgent: a first text, an end. Others gather theirs meanwhile."""
         if self.application.dead():
             logger.error("the engine is gone; the worker ends, and TorchServe starts another")
             os._exit(1)  # inside a round, so that the frontend answers those in flight (WorkerThread.java:303)
-        if not turn.whole and self.application.news.wait(WAIT_SECONDS):
+        patience = FOLLOW_SECONDS if self._ended else PATIENCE_SECONDS
+        if not turn.whole and self.application.urgent.wait(patience):
             time.sleep(GATHER_SECONDS)
-        self.application.news.clear()  # before anybody is asked for news: what comes later wakes the next round
+        self.application.urgent.clear()  # before anybody is asked for news: what comes later wakes the next round
+        self._ended = False
         return turn
 
     def postprocess(self, turn: Turn, context: Any, send: Callable[..., None] | None = None) -> list[bytes]:
@@ -156,8 +161,8 @@ class Generation:
                 continue
             if self.application.dead():
                 raise LoadError("the engine is gone")
-            self.application.news.wait(LOOK_SECONDS)
-            self.application.news.clear()
+            self.application.urgent.wait(LOOK_SECONDS)
+            self.application.urgent.clear()
 
     def describe(self) -> dict[str, Any]:
         """What the management API shows."""
@@ -195,7 +200,9 @@ class Generation:
         reply, ends = self._reply(live, news)
         if live.timed.first is None and news.streams and live.route.usage.has_text:
             live.timed.first = time.monotonic()
+            live.exchange.eager = False
         if news.done:
+            self._ended = True
             with self._lock:
                 del self.live[request]
             how = "failed" if news.failed else str(news.status)
@@ -266,8 +273,8 @@ def _try(engine: Engine, model_name: str) -> None:
     while not exchange.done:
         if time.monotonic() > end:
             raise LoadError(f"the engine generated nothing within {TRY_SECONDS} s")
-        engine.application.news.wait(0.1)
-        engine.application.news.clear()
+        engine.application.urgent.wait(0.1)
+        engine.application.urgent.clear()
     with engine.application.lock:
         news = exchange.take()
     if news is None or news.status != 200:
