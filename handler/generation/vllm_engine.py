@@ -68,6 +68,7 @@ def build(directory: Path, config: ModelConfig, device: torch.device, name: str)
     os.environ.pop("VLLM_API_KEY", None)  # keys are a gateway's; no client could give this one
     if device.type == "cuda":
         _choose_gpus(config, device)
+    level = logging.getLogger().level
     try:
         from vllm.entrypoints.launchers.api_server import entry  # noqa: PLC0415  optional, and slow to import
     except ImportError as error:
@@ -90,6 +91,7 @@ def build(directory: Path, config: ModelConfig, device: torch.device, name: str)
 
     application = Application(make, dead=lambda: living is None or client.errored)
     application.start()
+    logging.getLogger().setLevel(level)  # raised by what vLLM imports; metrics and the log are lines at INFO
     # vLLM's processes outlive a parent that is killed, with their memory.
     GUARDS.append(guard([process.pid for process in psutil.Process().children(recursive=True)]))
     tokenizer = transformers.AutoTokenizer.from_pretrained(directory, **OFFLINE)

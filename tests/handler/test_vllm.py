@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import os
 import time
 
@@ -29,6 +31,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def service(model):
+    logging.getLogger().setLevel(logging.INFO)  # as TorchServe's worker sets it
     return worker.start(model.parent, task="text-generation", engine="vllm", max_new_tokens=64, vllm=SMALL)
 
 
@@ -45,6 +48,22 @@ def alone(model):
 
 def messages(prompt):
     return [{"role": "user", "content": prompt}]
+
+
+def test_its_requests_are_logged_and_measured(service, frontend):
+    """Metrics are lines of the worker's log; something that vLLM imports turns all but errors off."""
+    root = logging.getLogger()
+    assert root.isEnabledFor(logging.INFO)
+    lines = logging.StreamHandler(stream := io.StringIO())
+    root.addHandler(lines)
+    try:
+        service.handler.pipeline.gauges._told = 0.0
+        assert frontend.ask({"prompt": "a secret", "max_new_tokens": 4, "stream": True}).status == 200
+    finally:
+        root.removeHandler(lines)
+    logged = stream.getvalue()
+    assert "tokens_out=4" in logged and "HandlerFirstTokenSeconds" in logged and "HandlerCacheUsed" in logged
+    assert "secret" not in logged
 
 
 def test_it_says_what_transformers_says(frontend, alone):
