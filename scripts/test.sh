@@ -10,4 +10,4 @@ cd "$ROOT"
 ensure_venv requirements.txt requirements-dev.txt
 ensure_vllm
 scripts/check.sh
-exec "$VENV/bin/python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@" # servers are mostly waited for
+exec "$VENV/bin/python" -m pytest -n 2 --dist loadfile "$@" # much of a file of server tests is waiting
