@@ -24,5 +24,6 @@ def test_other_weights_are_not_served(tmp_path):
     weights = load_file(model / "model.safetensors")  # which the archive is a link to
     weights["classifier.weight"] *= -1
     save_file(weights, model / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ServerFailed, match="3 of 3 golden answers do not hold: golden answer 1: "):
-        Serving(store, ["judge"], timeout=20).__enter__()
+    refused = "3 of 3 golden answers do not hold: golden answer 1: "
+    with pytest.raises(ServerFailed, match=refused):
+        Serving(store, ["judge"], fails_with=refused).__enter__()

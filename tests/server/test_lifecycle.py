@@ -141,7 +141,7 @@ def test_two_servers_share_nothing(store):
 def test_a_model_that_cannot_be_loaded_says_why_in_one_line(tiny, tmp_path):
     model = tiny["text-classification"] / "model"
     archives.build_model(tmp_path, "wrong", model, "text-classification", "--set=handler.max_tokens=65")
-    server = Serving(tmp_path, ["wrong.mar"], timeout=15)
+    server = Serving(tmp_path, ["wrong.mar"], fails_with="Failed to load model wrong")
     with pytest.raises(ServerFailed) as failed, server:
         pass
     lines = [line for line in str(failed.value).splitlines() if "max_tokens is 65" in line]

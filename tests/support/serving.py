@@ -31,9 +31,19 @@ class Serving(TorchServe):
 
     status: int | None = None  # what it ended with
 
-    def __init__(self, model_store: Path, models: list[str], *arguments: str, timeout: float = 120) -> None:
-        super().__init__(model_store, models, environment={"PYTHONPATH": str(ROOT)}, timeout=timeout)
+    def __init__(self, model_store: Path, models: list[str], *arguments: str, fails_with: str | None = None) -> None:
+        super().__init__(model_store, models, environment={"PYTHONPATH": str(ROOT)}, fails_with=fails_with)
         self.arguments = ["--model-store", str(model_store), "--models", *models, *arguments]
+
+    @property
+    def gateway_url(self) -> str:
+        """Where `--gateway` listens."""
+        return f"http://127.0.0.1:{self.port_base + 5}"
+
+    @property
+    def exporter_url(self) -> str:
+        """Where the gateway's metrics are."""
+        return f"http://127.0.0.1:{self.port_base + 6}/metrics"
 
     @property
     def supervisor(self) -> int:

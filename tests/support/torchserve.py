@@ -44,7 +44,7 @@ class TorchServe:
     """One TorchServe, running inside the `with` block.
 
     Attributes:
-        port_base: the first of five free ports on 127.0.0.1, in the order of PORTS.
+        port_base: the first of the free ports on 127.0.0.1, in the order of PORTS.
         inference_url: where to predict.
         management_url: where models are registered, scaled and described.
         metrics_url: where /metrics is.
@@ -60,6 +60,7 @@ class TorchServe:
         *,
         environment: Mapping[str, str] | None = None,
         timeout: float = 120,
+        fails_with: str | None = None,
     ) -> None:
         """Say what to serve.
 
@@ -69,10 +70,12 @@ class TorchServe:
             properties: lines of config.properties, over those of PROPERTIES.
             environment: variables for the server and its workers, over this process's own.
             timeout: seconds until every model must be ready.
+            fails_with: once the server prints this, no model will be ready: TorchServe itself would try for ever.
         """
         self.models = tuple(models)
         self.timeout = timeout
-        self.port_base = free_ports(len(PORTS))
+        self.fails_with = fails_with
+        self.port_base = free_ports(len(PORTS) + 2)  # two for a gateway
         ports = {name: self.port_base + offset for offset, name in enumerate(PORTS)}
         self.inference_url, self.management_url, self.metrics_url = (
             f"http://127.0.0.1:{ports[name]}" for name in PORTS[:3]
@@ -191,6 +194,8 @@ class TorchServe:
     def _check_alive(self) -> None:
         if self._launcher is None or self._launcher.poll() is not None:
             raise self._failed("TorchServe ended")
+        if self.fails_with is not None and self.fails_with in self.output():
+            raise self._failed("not to be ready, as expected")
 
     def _failed(self, reason: str) -> ServerFailed:
         return ServerFailed("\n".join([reason, *self.output().splitlines()[-60:]]))
