@@ -8,28 +8,35 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from http import HTTPStatus
 from pathlib import Path
 from types import FrameType
+from urllib.parse import urlsplit
 
+import requests
 from ts.arg_parser import ArgParser
 
 from client import ClientError, ManagementClient
-from serving import java, settings
-from serving.children import own_session
+from serving import archives, java, settings
+from serving.children import own_session, reap
 from serving.drain import drain
 from serving.errors import CannotServe
-from serving.scratch import scratch_directory
+from serving.gateway import config
+from serving.gateway.config import Gateway
+from serving.gateway.haproxy import HAProxy
+from serving.scratch import private_directory, scratch_directory
 
 ROOT = Path(__file__).resolve().parent.parent
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+PING_SECONDS = 2.0
 STOP_SECONDS = 20.0  # for TorchServe's own shutdown, after which it is killed
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Serves until SIGINT or SIGTERM; 0 after an orderly stop, else 1."""
-    args = read_arguments()
+    args = read_arguments(arguments)
     try:
         with scratch_directory() as scratch:
             return serve(args, scratch)
@@ -38,7 +45,7 @@ def main() -> int:
         return 1
 
 
-def read_arguments() -> argparse.Namespace:
+def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """TorchServe's own flags, and ours."""
     parser = ArgParser.ts_parser()
     parser.prog, parser.description = "scripts/serve.sh", "Serves archives with TorchServe, in the foreground."
@@ -47,8 +54,8 @@ def read_arguments() -> argparse.Namespace:
         "--port-base",
         type=int,
         metavar="N",
-        help="listen on N (inference), N+1 (management), N+2 "
-        "(metrics), N+3 and N+4 (gRPC) in place of the configured ports",
+        help="listen on N (inference), N+1 (management), N+2 (metrics), N+3 and N+4 (gRPC), "
+        "N+5 (gateway) and N+6 (its metrics) in place of the configured ports",
     )
     ours.add_argument(
         "--drain-seconds",
@@ -57,8 +64,20 @@ def read_arguments() -> argparse.Namespace:
         metavar="S",
         help="how long a stop waits for requests that were accepted (default: %(default)s)",
     )
+    ours.add_argument(
+        "--gateway",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="put HAProxy in front, as this YAML file says or by its defaults (docker/gateway/README.md)",
+    )
+    ours.add_argument(
+        "--must-load",
+        action="store_true",
+        help="end with an error once TorchServe has given up on a model's worker, in place of serving without it",
+    )
     parser.set_defaults(ts_config=str(ROOT / "config.properties"), log_config=str(ROOT / "log4j2.xml"))
-    args: argparse.Namespace = parser.parse_args()
+    args: argparse.Namespace = parser.parse_args(arguments)
     if args.stop:
         parser.error("--stop: end it with Ctrl-C or SIGTERM")
     return args
@@ -67,10 +86,11 @@ def read_arguments() -> argparse.Namespace:
 def serve(args: argparse.Namespace, scratch: Path) -> int:
     """Starts the server and waits for its end or for a signal."""
     store = Path(args.model_store or ROOT / "model_store").resolve()
-    models = args.models or settings.archives_in(store)
+    models = args.models = args.models or settings.archives_in(store)
     for model in models:
-        settings.check_archive(store, model.rpartition("=")[2])
+        archives.check(store, model.rpartition("=")[2])
     properties = settings.write_properties(args, store, scratch)
+    gateway = read_gateway(args, properties, store, models)
     settings.check_ports(properties)
     stopping = on_signals()
     command = java.command(args, properties, store, models, scratch)
@@ -83,30 +103,86 @@ def serve(args: argparse.Namespace, scratch: Path) -> int:
         env={**environment, **OFFLINE, "TMPDIR": str(scratch)},
         preexec_fn=own_session,  # noqa: PLW1509 - no thread has been started
     )
+    front = None
     try:
         say(f"serving {', '.join(models)} on {properties['inference_address']}")
-        unchecked = True
-        while not stopping:
-            if (status := server.poll()) is not None:
-                raise CannotServe(f"TorchServe ended by itself with status {status}; its last lines say why")
-            unchecked = unchecked and not all_registered(properties["management_address"], models)
-            time.sleep(0.1)
+        if gateway is not None:
+            front = HAProxy(gateway, private_directory(scratch))
+            say(f"the gateway listens on {gateway.listen}")
+        watch(args, server, front, properties, stopping)
         say("stopping: waiting for what was accepted")
+        end = time.monotonic() + args.drain_seconds
+        if front is not None:
+            front.tell_state("stopping")
+            time.sleep(front.gateway.notice_seconds)
+            front.finish(end - time.monotonic())
         ports = [
             port for _, port in settings.endpoints(properties, ("inference_address",), ("grpc_inference_port",))
         ]
-        drain(
-            properties["inference_address"],
-            properties["management_address"],
-            server.pid,
-            ports,
-            args.drain_seconds,
-        )
+        addresses = properties["inference_address"], properties["management_address"]
+        drain(*addresses, server.pid, ports, max(1.0, end - time.monotonic()))
     except KeyboardInterrupt:
         say("stopping at once")
     finally:
+        if front is not None:
+            front.stop()
         stop(server)
     return 0
+
+
+def read_gateway(
+    args: argparse.Namespace, properties: Mapping[str, str], store: Path, models: Sequence[str]
+) -> Gateway | None:
+    """What the gateway is told, if there is to be one; --port-base moves it too, unless its file says where."""
+    if args.gateway is None:
+        return None
+    host_port = {name: urlsplit(properties[f"{name}_address"]).netloc for name in ("inference", "management")}
+    served = [archives.describe(store, model) for model in models]
+    moved = {}
+    if args.port_base is not None:
+        moved = {"listen": f"127.0.0.1:{args.port_base + 5}", "metrics": f"127.0.0.1:{args.port_base + 6}"}
+    file = Path(args.gateway) if args.gateway else None
+    gateway = config.read(file, config.Server(**host_port), served, **moved)
+    for address in (gateway.listen, gateway.metrics):
+        settings.check_port(address.rpartition(":")[0].strip("[]"), int(address.rpartition(":")[2]))
+    args.model_mode = args.model_mode or gateway.administration
+    return gateway
+
+
+def watch(
+    args: argparse.Namespace,
+    server: subprocess.Popen[bytes],
+    front: HAProxy | None,
+    properties: Mapping[str, str],
+    stopping: Sequence[int],
+) -> None:
+    """Returns at the first signal. Raises CannotServe when anything ends by itself or a model is not there."""
+    unregistered, unready, look = True, front is not None, 0.0
+    while not stopping:
+        if (status := server.poll()) is not None:
+            raise CannotServe(f"TorchServe ended by itself with status {status}; its last lines say why")
+        unregistered = unregistered and not all_registered(properties["management_address"], args.models)
+        if args.must_load and time.monotonic() >= look:
+            look = time.monotonic() + PING_SECONDS
+            check_ping(properties["inference_address"])
+        reap({server.pid, *([front.process.pid] if front else [])})
+        if front is not None:
+            front.check()
+            if unready and front.models_up():
+                front.tell_state("ready")
+                say("every model is ready")
+                unready = False
+        time.sleep(0.1)
+
+
+def check_ping(inference: str) -> None:
+    """Raises CannotServe where TorchServe has given up on a worker: its /ping is 500 then, and stays so."""
+    try:
+        status = requests.get(f"{inference}/ping", timeout=5).status_code
+    except requests.RequestException:
+        return  # it does not listen yet, or is busy
+    if status == HTTPStatus.INTERNAL_SERVER_ERROR:
+        raise CannotServe("TorchServe has given up on a model's worker; its lines say why")
 
 
 def all_registered(management: str, models: Sequence[str]) -> bool:

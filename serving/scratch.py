@@ -34,6 +34,13 @@ def scratch_directory() -> Iterator[Path]:
         lock.close()
 
 
+def private_directory(scratch: Path) -> Path:
+    """A place in it for the gateway, whose maps hold hashes of keys."""
+    folder = scratch / "gateway"
+    folder.mkdir(0o700)
+    return folder
+
+
 def remove_stale(parent: Path) -> None:
     """Removes directories whose lock nobody holds."""
     for lock_path in parent.glob(f"{PREFIX}*/{LOCK}"):

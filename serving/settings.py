@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import re
 import socket
-import tarfile
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -14,7 +12,6 @@ from urllib.parse import urlsplit
 from serving.errors import CannotServe
 
 ADDRESSES = ("inference_address", "management_address", "metrics_address")
-MANIFEST = "MAR-INF/MANIFEST.json"
 GRPC_PORTS = ("grpc_inference_port", "grpc_management_port")
 
 
@@ -28,22 +25,6 @@ def archives_in(store: Path) -> list[str]:
     if not names:
         raise CannotServe(f"{store} holds no archive; scripts/archive.sh builds them")
     return names
-
-
-def check_archive(store: Path, name: str) -> None:
-    """TorchServe takes any file or directory for a model, and then starts workers for ever that cannot load it."""
-    path = store / name
-    if not path.exists():
-        raise CannotServe(f"there is no {name} in {store}; scripts/archive.sh builds archives")
-    if path.is_dir():
-        whole = (path / MANIFEST).is_file()
-    elif name.endswith(".tar.gz"):
-        whole = tarfile.is_tarfile(path)
-    elif whole := zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            whole = MANIFEST in archive.namelist()
-    if not whole:
-        raise CannotServe(f"{name} is not an archive; python -m archiver verify says more")
 
 
 def write_properties(args: argparse.Namespace, store: Path, scratch: Path) -> dict[str, str]:
@@ -88,11 +69,14 @@ def endpoints(
 def check_ports(properties: dict[str, str]) -> None:
     """A taken port is said before half a minute of start-up is spent on it."""
     for host, port in endpoints(properties):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((host, port))
-            except OSError as err:
-                raise CannotServe(
-                    f"port {port} on {host} cannot be used ({err.strerror}); try --port-base"
-                ) from err
+        check_port(host, port)
+
+
+def check_port(host: str, port: int) -> None:
+    """Raises CannotServe where somebody has it, or the machine has no such address."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as err:
+            raise CannotServe(f"port {port} on {host} cannot be used ({err.strerror}); try --port-base") from err

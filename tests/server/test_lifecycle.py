@@ -9,24 +9,20 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
-from collections import Counter
 
 import psutil
 import pytest
-import requests
 
 from client import ClientError, InferenceClient, ManagementClient
 from serving.ports import free_ports
 from serving.scratch import remove_stale
 from tests.support import archives
+from tests.support.load import Load
 from tests.support.serving import ROOT, Serving
 from tests.support.torchserve import ServerFailed
 
 pytestmark = pytest.mark.server
-
-TEXTS = {"texts": ["the film was not good at all and I would not see it again " * 4] * 30}
 
 
 @pytest.fixture(scope="module")
@@ -42,36 +38,6 @@ def serve(*arguments):
     command = [sys.executable, "-m", "serving", *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
-
-
-class Load:
-    """Clients that ask without a pause until they are refused, over one connection each or a new one a time."""
-
-    def __init__(self, url: str, clients: int, keep_alive: bool) -> None:
-        self.url = url
-        self.keep_alive = keep_alive
-        self.outcomes: Counter[str] = Counter()
-        self.answered = threading.Event()
-        self.threads = [threading.Thread(target=self._ask) for _ in range(clients)]
-        for thread in self.threads:
-            thread.start()
-
-    def _ask(self) -> None:
-        session = requests.Session()
-        while True:
-            try:
-                client = session if self.keep_alive else requests
-                status = client.post(self.url, json=TEXTS, timeout=60).status_code
-            except requests.ConnectionError as err:
-                self.outcomes["refused" if "refused" in str(err) else f"lost: {err}"] += 1
-                return
-            self.outcomes[str(status)] += 1
-            self.answered.set()
-
-    def join(self) -> Counter[str]:
-        for thread in self.threads:
-            thread.join(60)
-        return self.outcomes
 
 
 @pytest.mark.parametrize(("number", "keep_alive"), [(signal.SIGTERM, True), (signal.SIGINT, False)])

@@ -7,11 +7,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
+import requests
 
 from tests.support.torchserve import TorchServe
 
@@ -19,9 +21,9 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 @contextmanager
-def served(model_store: Path, models: list[str]) -> Iterator[Serving]:
+def served(model_store: Path, models: list[str], *arguments: str) -> Iterator[Serving]:
     """A server for many tests, which ends as it should."""
-    with Serving(model_store, models) as running:
+    with Serving(model_store, models, *arguments) as running:
         yield running
     assert running.status == 0
 
@@ -31,7 +33,9 @@ class Serving(TorchServe):
 
     status: int | None = None  # what it ended with
 
-    def __init__(self, model_store: Path, models: list[str], *arguments: str, fails_with: str | None = None) -> None:
+    def __init__(
+        self, model_store: Path, models: list[str], *arguments: str, fails_with: str | None = None
+    ) -> None:
         super().__init__(model_store, models, environment={"PYTHONPATH": str(ROOT)}, fails_with=fails_with)
         self.arguments = ["--model-store", str(model_store), "--models", *models, *arguments]
 
@@ -54,6 +58,19 @@ class Serving(TorchServe):
         command = [sys.executable, "-m", "serving", "--port-base", str(self.port_base), *self.arguments]
         with self.log.open("wb") as log:
             self._launcher = subprocess.Popen(command, env=self._environment, stdout=log, stderr=log)
+
+    def _wait_ready(self) -> None:
+        super()._wait_ready()
+        while "--gateway" in self.arguments and self.health() != 200:
+            self._check_alive()
+            time.sleep(0.05)
+
+    def health(self) -> int:
+        """What the gateway says of itself; 0 where nobody listens."""
+        try:
+            return requests.get(f"{self.gateway_url}/health", timeout=5).status_code
+        except requests.ConnectionError:
+            return 0
 
     def stop(self, number: int = signal.SIGTERM) -> None:
         """Tells it to stop, and proves that no process is left."""

@@ -1,0 +1,211 @@
+"""The process with id 1 of the image: what a platform asks for, told to the server and the gateway.
+
+Every platform mounts the model somewhere and says where to listen; docker/README.md has the table. A mounted model
+directory is made an archive of links, in a second and without copying a byte; one that holds archives is a store.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from serving import __main__ as server
+from serving import recognition
+from serving.errors import CannotServe
+from serving.gateway.config import PLATFORM
+from serving.scratch import scratch_directory
+
+ROOT = Path(__file__).resolve().parent.parent
+KSERVE = Path("/mnt/models")
+SAGEMAKER = Path("/opt/ml/model")
+REPOSITORY = Path("/repository")
+INSIDE = 8084  # TorchServe's own port for predictions, behind the gateway
+
+
+@dataclass(frozen=True)
+class Contract:
+    """What a platform asks for."""
+
+    models: Path  # a model directory, or one of archives
+    port: int = 8080
+    health: str | None = None  # paths beside the gateway's own
+    predict: str | None = None
+    keys: str | None = None  # a file, or `platform`
+    archives: tuple[str, ...] = ()  # NAME=FILE of the store; all where there is none
+
+
+def main(arguments: Sequence[str] = tuple(sys.argv[1:])) -> int:
+    """Serves until SIGTERM; 0 after an orderly stop, else 1."""
+    if list(arguments) in (["-h"], ["--help"]):
+        print(
+            "usage: python -m serving.container [serve]    what it serves is in the environment: docker/README.md"
+        )
+        return 0
+    try:
+        if list(arguments) not in ([], ["serve"]):
+            raise CannotServe(f"{' '.join(arguments)}: expected nothing, or serve")
+        contract = read_contract(os.environ, "serve" in arguments)
+        with scratch_directory() as place:
+            return server.main(prepare(contract, os.environ, place))
+    except CannotServe as err:
+        server.say(f"error: {err}")
+        return 1
+
+
+def read_contract(environment: Mapping[str, str], sagemaker: bool) -> Contract:
+    """Recognises the platform, and takes what it says.
+
+    Raises:
+        CannotServe: with every variable that is wrong.
+    """
+    told = dict(environment)
+    base = _platform(told, sagemaker)
+    problems = []
+    port = told.get("AIP_HTTP_PORT") or told.get("PORT") or str(base.port)
+    if not re.fullmatch(r"[1-9][0-9]{0,4}", port) or int(port) > 65_535:
+        problems.append(f"PORT: {port}: expected a port from 1 to 65535")
+        port = "0"
+    keys = told.get("KEYS") or base.keys
+    if keys is None:
+        problems.append("KEYS: is missing; expected a file of keys, or `platform` where a platform asks for them")
+    models = Path(told.get("MODEL_DIR") or base.models)
+    if not models.is_dir():
+        problems.append(
+            f"MODEL_DIR: {models}: there is no such directory; mount the model, or the archives, there"
+        )
+    if problems:
+        raise CannotServe("; ".join(problems))
+    return Contract(
+        models,
+        int(port),
+        told.get("HEALTH_ROUTE") or base.health,
+        told.get("PREDICT_ROUTE") or base.predict,
+        keys,
+        base.archives,
+    )
+
+
+def _platform(told: Mapping[str, str], sagemaker: bool) -> Contract:
+    if "AIP_HTTP_PORT" in told:  # Vertex AI
+        where = told.get("AIP_STORAGE_URI", "")
+        mounted = Path(where.replace("gs://", "/gcs/", 1)) if where else REPOSITORY
+        return Contract(mounted, 8080, told.get("AIP_HEALTH_ROUTE"), told.get("AIP_PREDICT_ROUTE"), PLATFORM)
+    if sagemaker:
+        return Contract(SAGEMAKER, 8080, keys=PLATFORM)
+    if (KSERVE / "model-store").is_dir():
+        return Contract(KSERVE / "model-store", keys=PLATFORM, archives=_snapshot(KSERVE / "config"))
+    if recognition.is_model(KSERVE):
+        return Contract(KSERVE, keys=PLATFORM)
+    return Contract(REPOSITORY)
+
+
+def _snapshot(folder: Path) -> tuple[str, ...]:
+    """The models that KServe's config.properties lists, as NAME=FILE; their workers are what the archives say."""
+    path = folder / "config.properties"
+    if not path.is_file():
+        return ()
+    found = re.search(r"^model_snapshot=(.*)$", path.read_text(), re.MULTILINE)
+    if found is None:
+        return ()
+    try:
+        models = json.loads(found[1])["models"]
+        return tuple(
+            f"{name}={version['marName']}" for name, versions in models.items() for version in versions.values()
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as err:
+        raise CannotServe(f"model_snapshot of {path} cannot be read: {err}") from err
+
+
+def prepare(contract: Contract, environment: Mapping[str, str], place: Path) -> list[str]:
+    """Writes what the server needs, and returns its command line.
+
+    Args:
+        contract: what the platform asks for.
+        environment: the rest of what the operator says.
+        place: an empty directory.
+    """
+    store = contract.models
+    models = list(contract.archives)
+    if recognition.is_model(store):
+        models = [make_archive(store, environment, place)]
+        store = place
+    told = _gateway(environment)
+    told["listen"] = f"0.0.0.0:{contract.port}"
+    told["keys"] = contract.keys
+    for name in ("health", "predict"):
+        if path := getattr(contract, name):
+            told[name] = [*(told.get(name) or []), path]
+    (place / "gateway.yaml").write_text(yaml.safe_dump(told))
+    command = ["--model-store", str(store), "--gateway", str(place / "gateway.yaml"), "--must-load"]
+    if base := environment.get("PORT_BASE"):
+        command += ["--port-base", base]
+    else:
+        command += ["--ts-config", str(_beside(place))]
+    command += ["--drain-seconds", environment.get("DRAIN_SECONDS", "25")]
+    return [*command, "--models", *models] if models else command
+
+
+def _beside(place: Path) -> Path:
+    """The server's configuration as shipped, but with 8080 left to the gateway."""
+    text = (ROOT / "config.properties").read_text()
+    text = text.replace("inference_address=http://127.0.0.1:8080", f"inference_address=http://127.0.0.1:{INSIDE}")
+    path = place / "config.properties"
+    path.write_text(text.replace("metrics_config=", f"metrics_config={ROOT}/"))
+    return path
+
+
+def _gateway(environment: Mapping[str, str]) -> dict[str, Any]:
+    """The operator's own configuration of the gateway, as far as it is a mapping: it is judged when it is read."""
+    if not (path := environment.get("GATEWAY")):
+        return {}
+    try:
+        told = yaml.safe_load(Path(path).read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as err:
+        raise CannotServe(f"GATEWAY: {path} cannot be read: {' '.join(str(err).split())}") from err
+    if not isinstance(told, dict | None):
+        raise CannotServe(f"GATEWAY: {path}: expected a mapping")
+    return told or {}
+
+
+def make_archive(model: Path, environment: Mapping[str, str], store: Path) -> str:
+    """An archive of links around a model directory; returns its name.
+
+    Raises:
+        CannotServe: the archiver's own reason.
+    """
+    name = environment.get("MODEL_NAME", "model")
+    command = [sys.executable, "-m", "archiver", "build", *_recipe(environment), "--model", str(model)]
+    if not environment.get("RECIPE"):
+        command += ["--task", environment.get("TASK") or recognition.task_of(model)]
+    command += ["--model-name", name, "--version", environment.get("MODEL_VERSION", "1.0")]
+    command += ["--archive-format", "no-archive", "--export-path", str(store)]
+    command += [f"--set={line}" for line in environment.get("SET", "").split()]
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if built.returncode:
+        said = [line.removeprefix("error: ") for line in built.stderr.splitlines() if line.strip()]
+        raise CannotServe(f"{model}: " + "; ".join(said[-3:] or ["no archive could be made"]))
+    return name
+
+
+def _recipe(environment: Mapping[str, str]) -> list[str]:
+    """The recipe's directory: one of ours by its name, or any by its path."""
+    if not (recipe := environment.get("RECIPE")):
+        return []
+    path = ROOT / "recipes" / recipe if "/" not in recipe else Path(recipe)
+    if not path.is_dir():
+        ours = ", ".join(sorted(folder.name for folder in (ROOT / "recipes").iterdir()))
+        raise CannotServe(f"RECIPE: {recipe}: expected a directory, or one of {ours}")
+    return [str(path)]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

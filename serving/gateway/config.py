@@ -1,0 +1,289 @@
+"""The gateway's configuration: a YAML file, read once and judged whole, and what it becomes."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from handler.config import GENERATION
+from handler.rules import BOOLEAN, Problem, Rule, check, integer, key, label, nearest, number, optional
+from serving.archives import Served
+from serving.errors import CannotServe
+
+NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}"  # of a model or a version, in a path and in the name of a backend
+LOCAL = "local"  # the TorchServe that was started beside the gateway
+PLATFORM = "platform"
+EMBEDDERS = ("feature-extraction",)
+
+
+ADDRESS = Rule(
+    "HOST:PORT",
+    lambda v: isinstance(v, str) and bool(re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+):[0-9]{1,5}", v)),
+)
+FILE = Rule("a file that can be read", lambda v: isinstance(v, str) and Path(v).is_file())
+KEYS = Rule(
+    "a file of keys, or `platform` where a platform in front asks for them",
+    lambda v: v == PLATFORM or FILE.accepts(v),
+)
+MODEL = Rule("the name of a model", lambda v: isinstance(v, str) and bool(re.fullmatch(NAME, v)))
+PATHS = Rule(
+    "a list of paths such as /health",
+    lambda v: (
+        isinstance(v, list) and all(isinstance(p, str) and re.fullmatch(r"/[A-Za-z0-9_/.:-]*", p) for p in v)
+    ),
+)
+SECTIONS = Rule("a mapping of names", lambda v: isinstance(v, dict) and all(MODEL.accepts(name) for name in v))
+NAMES = Rule(
+    "a list of names", lambda v: isinstance(v, list) and bool(v) and all(MODEL.accepts(name) for name in v)
+)
+SECTION = Rule("a mapping", lambda v: isinstance(v, dict))
+
+
+@dataclass(frozen=True)
+class Server:
+    """A TorchServe."""
+
+    inference: str = key(ADDRESS, "where it predicts")
+    management: str = key(ADDRESS, "where it is asked whether a model is ready")
+
+
+@dataclass(frozen=True)
+class Canary:
+    """The other version of a model, or the other deployment of it."""
+
+    weight: int = key(integer(0, 100), "how many of 100 requests it gets, until it is told another number")
+    version: str | None = key(optional(MODEL), "its version; that of the model where it is null", None)
+    servers: list[str] | None = key(optional(NAMES), "the servers that have it; all where it is null", None)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model, as it is reached."""
+
+    version: str | None = key(
+        optional(MODEL), "the version that is served; an archive beside it knows its own", None
+    )
+    servers: list[str] | None = key(optional(NAMES), "the servers that have it; all where it is null", None)
+    canary: dict[str, Any] | None = key(optional(SECTION), "another version or deployment of it", None)
+    max_in_flight: int | None = key(
+        optional(integer(1, 100_000)),
+        "requests that one server is handed; its jobQueueSize where it is null",
+        None,
+    )
+    seconds: int = key(integer(1, 86_400), "to wait for an answer, or for the next piece of one", 120)
+
+
+@dataclass(frozen=True)
+class Routes:
+    """Which model the paths without a name mean."""
+
+    predict: str | None = key(optional(MODEL), "of /predict, /invocations and /; the first where it is null", None)
+    generate: str | None = key(
+        optional(MODEL), "of /generate and /v1/; the first that generates where it is null", None
+    )
+    embeddings: str | None = key(optional(MODEL), "of /v1/embeddings; the first embedder where it is null", None)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one client may do, and all together."""
+
+    requests_per_key: int = key(integer(1, 10_000_000), "in ten seconds", 10_000)
+    requests_per_address: int = key(integer(1, 10_000_000), "in ten seconds", 10_000)
+    connections_per_address: int = key(integer(1, 1_000_000), "at a time", 1_000)
+    connections: int = key(integer(1, 1_000_000), "at a time, of all clients", 4_000)
+    body_bytes: int = key(integer(1, 2**31 - 1), "of one request; TorchServe has a limit of its own", 6_553_500)
+    request_seconds: int = key(integer(1, 3_600), "for a request's headers, and again for its body", 30)
+    queue: int = key(integer(0, 1_000_000), "requests that wait for a place, for each model", 100)
+    queue_seconds: float = key(number(0.1, 3_600), "that one waits", 5.0)
+
+
+@dataclass(frozen=True)
+class Gateway:
+    """Everything that the gateway is told."""
+
+    listen: str = key(ADDRESS, "the public address", "127.0.0.1:8000")
+    metrics: str = key(ADDRESS, "where Prometheus is answered", "127.0.0.1:8083")
+    keys: str | None = key(optional(KEYS), "a file of keys, or `platform`; null on loopback only", None)
+    tls: str | None = key(optional(FILE), "a PEM file with certificate and key", None)
+    health: Sequence[str] = key(PATHS, "more paths that tell whether every model is ready", ())
+    predict: Sequence[str] = key(PATHS, "more paths that mean /predict", ())
+    administration: bool = key(BOOLEAN, "whether administrators may load and unload models", False)
+    notice_seconds: float = key(number(0, 3_600), "between `not ready` and the end, for whoever asks seldom", 1.0)
+    servers: Mapping[str, Any] = key(SECTIONS, "the servers, by name; the one beside it where there is none", None)
+    models: Mapping[str, Any] = key(
+        SECTIONS, "the models, by name; those of the server beside it by default", None
+    )
+    routes: Any = key(SECTION, "which model the paths without a name mean", None)
+    limits: Any = key(SECTION, "what one client may do, and all together", None)
+
+
+SUBSECTIONS: Mapping[str, type[Any]] = {"servers": Server, "models": Model}
+
+
+def read(path: Path | None, beside: Server | None, archives: Sequence[Served], **unless_said: str) -> Gateway:
+    """Reads and judges a gateway's configuration.
+
+    Args:
+        path: the YAML file; None is all defaults.
+        beside: the TorchServe that is started beside it, if one is.
+        archives: what that one serves.
+        unless_said: values of keys that the file leaves out.
+
+    Raises:
+        CannotServe: with every wrong setting, each with its value and what was expected.
+    """
+    document = {**unless_said, **_document(path)}
+    problems = check(document, Gateway, quote=True)
+    for name, schema in SUBSECTIONS.items():
+        if isinstance(document.get(name), dict):
+            for item, section in document[name].items():
+                problems += _section(section, f"{name}.{label(item)}", schema)
+                if name == "models" and isinstance(section, dict) and isinstance(section.get("canary"), dict):
+                    problems += _section(section["canary"], f"models.{label(item)}.canary", Canary)
+    for name, schema in (("routes", Routes), ("limits", Limits)):
+        if name in document:
+            problems += _section(document[name], name, schema)
+    if not problems:
+        gateway = _filled(document, beside, archives)
+        problems = [*_contradictions(gateway), *_unpacked(gateway, archives)]
+    if problems:
+        where = path.name if path else "the gateway"
+        raise CannotServe(f"{where}: " + "; ".join(map(str, problems)))
+    return gateway
+
+
+def _document(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        document = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as err:
+        raise CannotServe(f"{path} cannot be read: {' '.join(str(err).split())}") from err
+    if document is None:
+        return {}
+    if not isinstance(document, dict):
+        raise CannotServe(f"{path}: expected a mapping")
+    return document
+
+
+def _section(section: object, name: str, schema: type[Any]) -> list[Problem]:
+    if not isinstance(section, dict):
+        return [Problem(name, "expected a mapping", repr(section))]
+    return check(section, schema, f"{name}.", quote=True)
+
+
+def _filled(document: Mapping[str, Any], beside: Server | None, archives: Sequence[Served]) -> Gateway:
+    """The configuration with what follows from the server beside it."""
+    servers = {name: Server(**section) for name, section in (document.get("servers") or {}).items()}
+    if beside is not None:
+        servers.setdefault(LOCAL, beside)
+    known: dict[str, Served] = {}
+    for archive in archives:
+        known.setdefault(archive.name, archive)  # of several versions the first is the model's
+    told = document.get("models") or {}
+    models = {}
+    for name in (*known, *(name for name in told if name not in known)):
+        section = dict(told.get(name) or {})
+        if section.get("canary") is not None:
+            section["canary"] = Canary(**section["canary"])
+        model = Model(**section)
+        if name in known:
+            queue = known[name].config.get("jobQueueSize", 1000)
+            model = replace(
+                model,
+                version=model.version or known[name].version,
+                max_in_flight=model.max_in_flight or queue,
+            )
+        models[name] = model
+    routes = Routes(**document.get("routes", {}))
+    routes = replace(
+        routes,
+        predict=routes.predict or next(iter(models), None),
+        generate=routes.generate or _first(archives, GENERATION),
+        embeddings=routes.embeddings or _first(archives, EMBEDDERS),
+    )
+    rest = {
+        name: value for name, value in document.items() if name not in ("servers", "models", "routes", "limits")
+    }
+    limits = Limits(**document.get("limits", {}))
+    return Gateway(**rest, servers=servers, models=models, routes=routes, limits=limits)
+
+
+def _first(archives: Sequence[Served], tasks: Sequence[str]) -> str | None:
+    return next((archive.name for archive in archives if archive.task in tasks), None)
+
+
+def _contradictions(gateway: Gateway) -> list[Problem]:
+    problems = []
+    for name in ("listen", "metrics"):
+        address = getattr(gateway, name)
+        if not 0 < int(address.rpartition(":")[2]) < 65_536:
+            problems.append(Problem(name, "expected a port from 1 to 65535", address))
+    if gateway.keys is None and not is_loopback(gateway.listen):
+        reason = "is not a loopback address, so `keys` is needed: a file of keys, or `platform`"
+        problems.append(Problem("listen", reason, gateway.listen))
+    if not gateway.servers:
+        problems.append(Problem("servers", "expected at least one, for none is started beside the gateway"))
+    if not gateway.models:
+        problems.append(Problem("models", "expected at least one"))
+    if gateway.administration and len(gateway.servers) > 1:
+        problems.append(Problem("administration", "expected false: there is more than one server", "true"))
+    for route in fields(Routes):
+        wanted = getattr(gateway.routes, route.name)
+        if wanted is not None and wanted not in gateway.models:
+            problems.append(Problem(f"routes.{route.name}", _unknown(wanted, gateway.models), repr(wanted)))
+    for name, model in gateway.models.items():
+        problems += _variant(f"models.{name}", model.servers, gateway)
+        if model.version is None:
+            problems.append(Problem(f"models.{name}.version", "is missing; no archive here knows it"))
+        if model.canary is not None:
+            problems += _variant(f"models.{name}.canary", model.canary.servers, gateway)
+            if model.canary.version in (None, model.version) and model.canary.servers in (None, model.servers):
+                problems.append(Problem(f"models.{name}.canary", "expected another version or other servers"))
+    return problems
+
+
+def _unpacked(gateway: Gateway, archives: Sequence[Served]) -> list[Problem]:
+    """Versions that the only server does not have: the archives beside it are known."""
+    if set(gateway.servers) != {LOCAL} or not archives:
+        return []
+    problems = []
+    for name, model in gateway.models.items():
+        there = [archive.version for archive in archives if archive.name == name]
+        canary = model.canary.version if isinstance(model.canary, Canary) else None
+        for where, version in (
+            (f"models.{name}.version", model.version),
+            (f"models.{name}.canary.version", canary),
+        ):
+            if version is not None and version not in there:
+                problems.append(Problem(where, f"expected one of {', '.join(there) or 'none'}", repr(version)))
+    return problems
+
+
+def _variant(where: str, servers: Sequence[str] | None, gateway: Gateway) -> list[Problem]:
+    return [
+        Problem(f"{where}.servers", _unknown(server, gateway.servers), repr(server))
+        for server in servers or ()
+        if server not in gateway.servers
+    ]
+
+
+def _unknown(name: str, known: Mapping[str, object]) -> str:
+    close = nearest(name, known)
+    return f"expected one of {', '.join(known) or 'none'}" + (f"; did you mean {close}?" if close else "")
+
+
+def is_loopback(address: str) -> bool:
+    """Whether only this machine can reach an address."""
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

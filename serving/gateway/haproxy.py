@@ -1,0 +1,150 @@
+"""HAProxy as a child: started, asked, told, and ended without dropping a request."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+from serving.children import own_session
+from serving.drain import shut_listener
+from serving.errors import CannotServe
+from serving.gateway import render
+from serving.gateway.config import PLATFORM, Gateway
+
+OLDEST = (2, 6)
+SOCKET = "admin.sock"
+POLL_SECONDS = 1.0  # between two looks at the file of keys
+
+
+class HAProxy:
+    """The gateway's process.
+
+    Args:
+        gateway: what it is told.
+        folder: an empty directory of its own, with a path short enough for a socket (107 bytes).
+
+    Raises:
+        CannotServe: there is no HAProxy, or it does not take its configuration.
+    """
+
+    def __init__(self, gateway: Gateway, folder: Path) -> None:
+        self.gateway = gateway
+        self.folder = folder
+        configuration = render.write(gateway, folder)
+        program = find()
+        judged = subprocess.run([program, "-c", "-f", configuration], capture_output=True, text=True, check=False)
+        if judged.returncode:
+            said = " ".join(line for line in judged.stderr.splitlines() if "ALERT" in line)
+            raise CannotServe(f"HAProxy does not take its configuration: {said}")
+        self._keys_seen = self._keys_state()
+        self._looked = time.monotonic()
+        self.process = subprocess.Popen(
+            [program, "-db", "-f", configuration],
+            stderr=subprocess.DEVNULL,  # the same again as on stdout, where its log goes
+            preexec_fn=own_session,  # noqa: PLW1509 - no thread has been started
+        )
+
+    def check(self) -> None:
+        """Looks after it, many times a second. Raises CannotServe when it has ended."""
+        if (status := self.process.poll()) is not None:
+            raise CannotServe(f"HAProxy ended by itself with status {status}; its last lines say why")
+        if time.monotonic() - self._looked >= POLL_SECONDS:
+            self._looked = time.monotonic()
+            self._read_keys_again()
+
+    def models_up(self) -> bool:
+        """Whether every model has been seen ready on a server, by a check and not by presumption."""
+        with suppress(OSError):
+            rows = list(csv.DictReader(self.ask("show stat").removeprefix("# ").splitlines()))
+            wanted = {variant.backend for variant in render.variants(self.gateway) if not variant.canary}
+            seen = {
+                row["pxname"] for row in rows if row["check_status"] == "L7OK" and row["status"].startswith("UP")
+            }
+            return wanted <= seen
+        return False
+
+    def tell_state(self, state: str) -> None:
+        """`ready`, or `stopping`: what /health says, as far as the models are ready too."""
+        self.ask(f"set map {self.folder}/state.map state {state}")
+
+    def ask(self, command: str) -> str:
+        """One command to its socket, and the answer."""
+        return ask(self.folder / SOCKET, command)
+
+    def finish(self, seconds: float) -> None:
+        """Takes nobody in any more, and waits until everybody has been answered, or so long."""
+        for address in {self.gateway.listen}:
+            shut_listener(self.process.pid, int(address.rpartition(":")[2]))
+        with suppress(ProcessLookupError):
+            self.process.send_signal(signal.SIGUSR1)  # a soft stop: it ends when the last stream has
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(seconds)
+
+    def stop(self) -> None:
+        """Ends it, whatever it is doing."""
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
+    def _keys_state(self) -> tuple[int, int] | None:
+        if self.gateway.keys in (None, PLATFORM):
+            return None
+        try:
+            found = Path(self.gateway.keys).stat()
+            return found.st_mtime_ns, found.st_ino
+        except OSError:
+            return None
+
+    def _read_keys_again(self) -> None:
+        """A changed file of keys counts from now on; a damaged one changes nothing."""
+        state = self._keys_state()
+        if state is None or state == self._keys_seen:
+            return
+        self._keys_seen = state
+        try:
+            replace_map(self.folder, "keys", render.keys_map(self.gateway))
+            print("the keys have been read again", flush=True)
+        except (CannotServe, OSError) as err:
+            print(f"the keys stay as they were: {err}", flush=True)
+
+
+def find() -> str:
+    """The program. Raises CannotServe where it is missing or too old."""
+    program = shutil.which("haproxy", path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
+    if program is None:
+        raise CannotServe("the gateway needs HAProxy 2.6 or later, and there is none: apt-get install haproxy")
+    said = subprocess.run([program, "-v"], capture_output=True, text=True, check=False).stdout
+    version = said.partition("version ")[2].split(".")[:2]
+    if tuple(int("".join(filter(str.isdigit, part)) or 0) for part in version) < OLDEST:
+        raise CannotServe(f"the gateway needs HAProxy 2.6 or later; {program} is {'.'.join(version)}")
+    return program
+
+
+def ask(path: Path, command: str) -> str:
+    """One command to a running HAProxy's socket, and the answer. Raises OSError where nobody listens."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(5)
+        connection.connect(str(path))
+        connection.sendall(command.encode() + b"\n")
+        pieces = iter(lambda: connection.recv(65536), b"")
+        return b"".join(pieces).decode().strip()
+
+
+def replace_map(folder: Path, name: str, lines: Iterable[str]) -> None:
+    """All of a map at once, while requests go on: what HAProxy calls a transaction."""
+    path = folder / f"{name}.map"
+    told = list(lines)
+    answer = ask(folder / SOCKET, f"prepare map {path}")
+    version = answer.rpartition(":")[2].strip()
+    for line in told:
+        ask(folder / SOCKET, f"add map @{version} {path} {line}")
+    ask(folder / SOCKET, f"commit map @{version} {path}")
+    render.write_lines(path, told)

@@ -1,0 +1,210 @@
+"""The gateway's configuration: what it becomes, and what is said of a wrong one."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import subprocess
+import sys
+
+import pytest
+
+from serving.archives import Served
+from serving.errors import CannotServe
+from serving.gateway import keys, render
+from serving.gateway.config import LOCAL, Canary, Gateway, Limits, Model, Routes, Server, is_loopback, read
+from serving.gateway.haproxy import find
+from serving.gateway.routes import allow_map, table
+
+BESIDE = Server("127.0.0.1:8080", "127.0.0.1:8081")
+ARCHIVES = [
+    Served("tiny", "1.0", {"handler": {"task": "text-classification"}, "jobQueueSize": 50}),
+    Served("tiny", "2.0", {"handler": {"task": "text-classification"}}),
+    Served("chat", "1.0", {"handler": {"task": "text-generation"}}),
+    Served("embed", "3", {"handler": {"task": "feature-extraction"}}),
+]
+
+
+@pytest.fixture
+def told(tmp_path):
+    """A configuration as it is read from a file of these lines."""
+
+    def write(text, beside=BESIDE, archives=ARCHIVES):
+        path = tmp_path / "gateway.yaml"
+        path.write_text(text)
+        return read(path, beside, archives)
+
+    return write
+
+
+def test_without_a_file_it_serves_what_is_beside_it():
+    gateway = read(None, BESIDE, ARCHIVES)
+    assert (gateway.routes.predict, gateway.routes.generate, gateway.routes.embeddings) == (
+        "tiny",
+        "chat",
+        "embed",
+    )
+    assert gateway.servers == {LOCAL: BESIDE}
+    assert gateway.models["tiny"].version == "1.0" and gateway.models["tiny"].max_in_flight == 50
+    assert [variant.backend for variant in render.variants(gateway)] == ["m.tiny", "m.chat", "m.embed"]
+
+
+def test_a_canary_is_a_backend_of_its_own(told):
+    gateway = told("models: {tiny: {canary: {version: '2.0', weight: 10}}}")
+    assert gateway.models["tiny"].canary == Canary(10, "2.0")
+    assert list(render.canary_map(gateway)) == ["m.tiny 10"]
+    assert "tiny/2.0 m.tiny.canary" in list(render.models_map(gateway))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("listen: 0.0.0.0:8000", "listen: 0.0.0.0:8000: is not a loopback address, so `keys` is needed"),
+        ("listen: '8000'", "listen: '8000': expected HOST:PORT"),
+        ("listen: 127.0.0.1:99999", "listen: 127.0.0.1:99999: expected a port"),
+        ("keys: absent", "keys: 'absent': expected a file of keys"),
+        ("tls: absent.pem", "tls: 'absent.pem': expected a file that can be read"),
+        (
+            "routes: {predict: tinny}",
+            "routes.predict: 'tinny': expected one of tiny, chat, embed; did you mean tiny?",
+        ),
+        (
+            "models: {tiny: {canary: {version: '2.0', weight: 300}}}",
+            "models.tiny.canary.weight: 300: expected a whole",
+        ),
+        (
+            "models: {tiny: {canary: {version: '3.0', weight: 1}}}",
+            "models.tiny.canary.version: '3.0': expected one of",
+        ),
+        ("models: {tiny: {canary: {weight: 1}}}", "models.tiny.canary: expected another version or other servers"),
+        ("models: {tiny: {servers: [far]}}", "models.tiny.servers: 'far': expected one of local"),
+        ("models: {other: {}}", "models.other.version: is missing"),
+        ("models: {'a/b': {}}", "models: {'a/b': {}}: expected a mapping of names"),
+        ("servers: {far: {inference: a:1}}", "servers.far.management: is missing; expected HOST:PORT"),
+        ("limits: {qeue: 1}", "limits.qeue: 1: unknown key; did you mean queue?"),
+        ("limits: 5", "limits: 5: expected a mapping"),
+        ("health: [health]", "health: ['health']: expected a list of paths"),
+        (
+            "administration: true\nservers: {far: {inference: 'a:1', management: 'a:2'}}",
+            "administration: true: expected false: there is more than one server",
+        ),
+        ("[1]", "expected a mapping"),
+        ("a: [", "cannot be read"),
+    ],
+)
+def test_a_wrong_setting_is_named(told, text, says):
+    with pytest.raises(CannotServe) as refused:
+        told(text)
+    assert says in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_all_wrong_settings_are_named_at_once(told):
+    with pytest.raises(CannotServe, match=r"listen: .*; limits\.queue: -1"):
+        told("listen: nowhere\nlimits: {queue: -1}")
+
+
+def test_no_model_and_no_server():
+    with pytest.raises(CannotServe, match=r"servers: expected at least one.*models: expected at least one"):
+        read(None, None, [])
+
+
+@pytest.mark.parametrize(
+    ("address", "loopback"),
+    [
+        ("127.0.0.1", True),
+        ("127.9.9.9", True),
+        ("[::1]", True),
+        ("localhost", True),
+        ("0.0.0.0", False),
+        ("[::]", False),
+        ("10.0.0.1", False),
+        ("example.org", False),
+    ],
+)
+def test_loopback(address, loopback):
+    assert is_loopback(f"{address}:8000") is loopback
+
+
+CONFIGURATIONS = [
+    "{}",
+    "administration: true",
+    "models: {tiny: {canary: {version: '2.0', weight: 10}}}",
+    "listen: 0.0.0.0:8000\nkeys: platform\nhealth: [/a]\npredict: ['/b:predict']",
+    "servers: {far: {inference: '[::1]:1', management: '[::1]:2'}}\nmodels: {tiny: {servers: [far]}}",
+]
+
+
+@pytest.mark.parametrize("text", CONFIGURATIONS)
+def test_haproxy_takes_what_is_written(told, tmp_path, text):
+    folder = tmp_path / "gateway"
+    folder.mkdir()
+    judged = subprocess.run(
+        [find(), "-c", "-f", str(render.write(told(text), folder))], capture_output=True, text=True, check=False
+    )
+    assert judged.returncode == 0, judged.stderr
+    assert "WARNING" not in judged.stderr
+
+
+# -- keys
+
+
+def run(*arguments):
+    command = [sys.executable, "-m", "serving.gateway", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_a_key_is_printed_once_and_kept_as_its_hash(tmp_path):
+    file = tmp_path / "keys"
+    made = [run("key", name, "--file", file).stdout.strip() for name in ("ann", "bob")]
+    found = keys.read(file)
+    assert sorted(found.values()) == ["ann:inference", "bob:inference"]
+    assert len(set(made)) == 2 and not any(token in file.read_text() for token in made)
+    assert file.stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize("name", ["a b", "", "a" * 65, "a:b", "ä"])
+def test_a_name_that_the_file_could_not_hold(tmp_path, name):
+    ended = run("key", name, "--file", tmp_path / "keys")
+    assert ended.returncode == 1 and ended.stderr.startswith("error: NAME") and not (tmp_path / "keys").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("secret ann inference", "line 1"),
+        (f"# a comment\n{'0' * 64} ann all", "line 2"),
+        ("", "holds no key"),
+        ("# nothing", "holds no key"),
+    ],
+)
+def test_a_wrong_file_of_keys_is_refused_and_not_quoted(tmp_path, text, says):
+    (tmp_path / "keys").write_text(text)
+    with pytest.raises(CannotServe, match=says) as refused:
+        keys.read(tmp_path / "keys")
+    assert "secret" not in str(refused.value)
+
+
+# -- the guide
+
+GUIDE = (render.TEMPLATE.parent / "README.md").read_text()
+
+
+def row(field):
+    words = {None: "null", False: "false", dataclasses.MISSING: "required", (): "none"}
+    default = str(field.default) if type(field.default) in (int, float, str) else words[field.default]
+    return f"| `{field.name}` | {field.metadata['rule'].expected} | {default} | {field.metadata['help']} |"
+
+
+@pytest.mark.parametrize("schema", [Gateway, Server, Model, Canary, Routes, Limits])
+def test_the_tables_are_the_code(schema):
+    missing = [row(field) for field in dataclasses.fields(schema) if row(field) not in GUIDE]
+    assert not missing, "\n".join(missing)
+
+
+def test_the_guide_names_every_path_and_no_other():
+    section = GUIDE.partition("## Paths")[2].partition("Everything else")[0]
+    named = [path.partition("?")[0].replace("...", "completions") for path in re.findall(r"`(/[^`]*)`", section)]
+    gateway = dataclasses.replace(read(None, BESIDE, ARCHIVES), administration=True)
+    patterns = [line.rpartition(" ")[0] for line in allow_map(table(gateway))]
+    assert not [path for path in named if not any(re.search(pattern, path) for pattern in patterns)]
+    assert not [pattern for pattern in patterns if not any(re.search(pattern, path) for path in named)]

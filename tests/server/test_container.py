@@ -1,0 +1,160 @@
+"""The process with id 1, and platforms played: what they mount, what they set, where they ask."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import requests
+
+from serving.ports import free_ports
+from tests.support import archives
+from tests.support.serving import ROOT
+
+pytestmark = pytest.mark.server
+
+# A container has the platform's own paths; here they lie elsewhere.
+CODE = (
+    "import sys; from pathlib import Path; from serving import container; "
+    "container.KSERVE = Path(sys.argv[1]); container.SAGEMAKER = Path(sys.argv[2]); "
+    "container.REPOSITORY = Path(sys.argv[3]); sys.exit(container.main(sys.argv[4:]))"
+)
+
+
+class Container:
+    """`python -m serving.container`, with a platform's mounts and variables, and with a TMPDIR of its own."""
+
+    def __init__(self, mounts, *arguments, **variables):
+        self.base = free_ports(8)
+        self.port = self.base + 7
+        self.temp = tempfile.TemporaryDirectory(prefix="tc-")
+        self.log = Path(self.temp.name) / "output.log"
+        paths = [str(mounts.get(name, "/nowhere")) for name in ("kserve", "sagemaker", "repository")]
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "TMPDIR": self.temp.name,
+            "PORT_BASE": str(self.base),
+            "PORT": str(self.port),
+            **variables,
+        }
+        if "AIP_HTTP_PORT" in variables:
+            environment["AIP_HTTP_PORT"] = str(self.port)
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", CODE, *paths, *arguments], env=environment, stdout=log, stderr=log
+            )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *failure):
+        family = [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
+        self.stop()
+        _, left = psutil.wait_procs([one for one in family if one.pid != self.process.pid], timeout=10)
+        self.output = self.log.read_text(errors="replace")
+        self.temp.cleanup()
+        assert not left
+
+    def stop(self):
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        self.status = self.process.wait(90)
+
+    def get(self, path):
+        """The status of a GET; 0 where nobody listens yet."""
+        try:
+            return requests.get(f"http://127.0.0.1:{self.port}{path}", timeout=5).status_code
+        except requests.ConnectionError:
+            return 0
+
+    def post(self, path, document):
+        return requests.post(f"http://127.0.0.1:{self.port}{path}", json=document, timeout=60)
+
+    def probe(self, path):
+        """Asks once a second, as platforms do, until it is ready; returns what was answered before."""
+        seen = []
+        while (status := self.get(path)) != 200:
+            assert self.process.poll() is None, self.log.read_text()
+            seen.append(status)
+            time.sleep(1)
+        return set(seen)
+
+
+@pytest.fixture(scope="module")
+def model(tiny):
+    return tiny["text-classification"] / "model"
+
+
+def test_hugging_face_inference_endpoints(model):
+    with Container({"repository": model}, KEYS="platform", HEALTH_ROUTE="/well") as here:
+        assert here.probe("/well") <= {0, 503}
+        assert here.post("/predict", {"text": "a"}).json()["label"]
+        assert here.post("/", {"inputs": "a"}).status_code == 200
+        here.stop()
+        assert here.status == 0 and here.get("/well") == 0
+
+
+def test_sagemaker(model):
+    with Container({"sagemaker": model}, "serve") as here:
+        assert here.probe("/ping") <= {0, 503}
+        assert here.post("/invocations", {"text": "a"}).json()["label"]
+
+
+def test_vertex_ai(model):
+    routes = {
+        "AIP_HEALTH_ROUTE": "/v1/e/1/deployedModels/2",
+        "AIP_PREDICT_ROUTE": "/v1/e/1/deployedModels/2:predict",
+    }
+    with Container({}, AIP_HTTP_PORT="set", AIP_STORAGE_URI=str(model), **routes) as here:
+        assert here.probe(routes["AIP_HEALTH_ROUTE"]) <= {0, 503}
+        answer = here.post(routes["AIP_PREDICT_ROUTE"], {"instances": ["a", "b"]}).json()
+        assert len(answer["predictions"]) == 2
+
+
+def test_kserve(model, tmp_path):
+    store = tmp_path / "model-store"
+    archives.build_model(store, "film", model, "text-classification")
+    (tmp_path / "config").mkdir()
+    snapshot = {"models": {"film": {"1.0": {"marName": "film.mar"}}}}
+    (tmp_path / "config" / "config.properties").write_text(f"model_snapshot={json.dumps(snapshot)}")
+    with Container({"kserve": tmp_path}) as here:
+        assert here.probe("/v2/health/ready") <= {0, 503}
+        assert here.get("/v2/models/film/ready") == 200
+        assert len(here.post("/v1/models/film:predict", {"instances": ["a"]}).json()["predictions"]) == 1
+        wanted = {"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["a"]}]}
+        assert here.post("/v2/models/film/infer", wanted).json()["model_name"] == "film"
+
+
+def test_a_model_that_does_not_load_ends_it(model):
+    quick = "maxRetryTimeoutInSec=1 handler.max_tokens=65"
+    with Container({"repository": model}, KEYS="platform", SET=quick) as here:
+        while here.process.poll() is None:
+            assert here.get("/health") in (0, 503)
+            time.sleep(0.2)
+        assert here.process.returncode == 1
+    assert "given up on a model's worker" in here.output and "max_tokens is 65" in here.output
+
+
+@pytest.mark.parametrize("victim", ["java", "haproxy"])
+def test_when_either_ends_so_does_it(model, victim):
+    with Container({"repository": model}, KEYS="platform") as here:
+        here.probe("/health")
+        family = psutil.Process(here.process.pid).children(recursive=True)
+        next(process for process in family if process.name() == victim).kill()
+        assert here.process.wait(60) == 1
+    assert "ended by itself" in here.output
+
+
+def test_without_keys_it_does_not_start(model):
+    with Container({"repository": model}) as here:
+        assert here.process.wait(60) == 1
+    assert "error: KEYS: is missing" in here.output
