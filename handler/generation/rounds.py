@@ -75,15 +75,7 @@ class Generation:
         self.config = config
         self.engine = engine
         self.application = engine.application
-        self.served = Served(
-            model_name,
-            engine.adapters,
-            engine.fields,
-            engine.has_template,
-            engine.draws,
-            handler.max_new_tokens,
-            handler.max_body_bytes,
-        )
+        self.served = Served(model_name, engine, handler.max_new_tokens, handler.max_body_bytes)
         self.drain = Drain()
         self.gauges = Gauges()
         self.metrics: Any = None  # context.metrics, of the last round

@@ -9,7 +9,7 @@ No other path of the engine's application can be reached.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ import orjson
 
 from handler.errors import BadRequest, HandlerError, InvalidRequest, NotOffered, TooLarge
 from handler.generation.application import Ask
+from handler.generation.engine import Engine
 from handler.generation.openai_protocol import (
     CHAT,
     COMPLETIONS,
@@ -42,12 +43,14 @@ class Served:
     """What routes have to know of the model."""
 
     name: str  # in URLs, and of `model`
-    adapters: tuple[str, ...]  # what `model` may be beside it
-    fields: Mapping[str, frozenset[str]]  # path of the OpenAI protocol -> what its requests may hold
-    has_template: bool  # whether prompts are put into a chat template
-    draws: bool  # whether the model's own configuration samples where a request says nothing
+    engine: Engine
     max_new_tokens: int  # the cap
     max_body_bytes: int
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What `model` may be: the model's own, and its adapters'."""
+        return (self.name, *self.engine.adapters)
 
 
 @dataclass(frozen=True)
@@ -102,10 +105,10 @@ def find(message: Message, served: Served) -> Route | Reply:
     path = message.path.strip("/")
     if path == MODELS:
         return _models(served)
-    offered = (*served.fields, MODELS)
+    offered = (*served.engine.fields, MODELS)
     if path and path not in offered:
         raise NotOffered(f"there is no such path; expected {', '.join(offered)}, or none")
-    if not path and CHAT not in served.fields:
+    if not path and CHAT not in served.engine.fields:
         raise NotOffered(f"this model generates no text; expected {', '.join(offered)}")
     if len(message.body) > served.max_body_bytes:
         raise TooLarge(f"the body has {len(message.body)} bytes; the limit is {served.max_body_bytes}")
@@ -128,16 +131,15 @@ def refusal(message: Message | None, error: HandlerError) -> Reply:
 
 def _models(served: Served) -> Reply:
     about = {"object": "model", "created": int(time.time()), "owned_by": "torchserve"}
-    models = [{"id": name, **about} for name in (served.name, *served.adapters)]
+    models = [{"id": name, **about} for name in served.names]
     return Reply(orjson.dumps({"object": "list", "data": models}))
 
 
 def _openai(path: str, document: Document, served: Served) -> Route:
     wanted = document.get("model")
-    names = (served.name, *served.adapters)
-    if wanted is not None and wanted not in names:
-        raise NotOffered(f"model: only {', '.join(names)} is served here")
-    body = {**judge(path, document, served.fields[path]), "model": wanted or served.name}
+    if wanted is not None and wanted not in served.names:
+        raise NotOffered(f"model: only {', '.join(served.names)} is served here")
+    body = {**judge(path, document, served.engine.fields[path]), "model": wanted or served.name}
     options = body.get("stream_options") or {}
     if body.get("stream"):
         body["stream_options"] = {"include_usage": True}  # which is taken out again where nobody asked
@@ -169,15 +171,15 @@ def _native(document: Document, served: Served) -> Route:
     if limit > served.max_new_tokens:
         raise InvalidRequest(f"max_new_tokens: {limit}; the limit is {served.max_new_tokens}")
     body: Document = {name: getattr(asked, name) for name in PASSED_ON if getattr(asked, name) is not None}
-    if not served.draws and not body.keys() & set(DRAWN):
+    if not served.engine.draws and not body.keys() & set(DRAWN):
         body["temperature"] = 0  # vLLM's own default is 1, where the model's configuration says nothing
     body |= {"max_tokens": limit, "stream": asked.stream}
-    path = CHAT if asked.messages is not None or served.has_template else COMPLETIONS
+    path = CHAT if asked.messages is not None or served.engine.has_template else COMPLETIONS
     if path == CHAT:
         body["messages"] = asked.messages or [{"role": "user", "content": asked.prompt}]
     else:
         body["prompt"] = asked.prompt
-    body = {**judge(path, body, served.fields[path]), "model": served.name}
+    body = {**judge(path, body, served.engine.fields[path]), "model": served.name}
     if asked.stream:
         body["stream_options"] = {"include_usage": True}
     usage = Usage()
