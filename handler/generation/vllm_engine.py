@@ -26,8 +26,6 @@ from handler.generation.openai_protocol import CHAT, COMPLETIONS, EMBEDDINGS
 from handler.generation.vllm_arguments import read_arguments
 from handler.loading import OFFLINE, check_directory
 
-logger = logging.getLogger(__name__)
-
 # Read when vLLM is imported: no statistics to its makers, no reader of the hub, no fork of a process with threads.
 ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
@@ -58,7 +56,8 @@ NOT_TAKEN = frozenset(
     }
 )
 KV_CACHE = "vllm:kv_cache_usage_perc"
-GUARDS: list[object] = []  # as long as the worker lives
+# Each ends the engine when it is collected: vLLM's client, and the guard. They live as long as the worker.
+HELD: list[object] = []
 
 
 def build(directory: Path, config: ModelConfig, device: torch.device, name: str) -> Engine:
@@ -78,7 +77,8 @@ def build(directory: Path, config: ModelConfig, device: torch.device, name: str)
     arguments = read_arguments(config.handler.vllm or {}, directory, config, name)
     client: Any = None
     tasks: Collection[str] = ()
-    living = entry.build_async_engine_client(arguments)  # held, because it ends the engine when it is collected
+    living = entry.build_async_engine_client(arguments)
+    HELD.append(living)
 
     async def make() -> Asgi:
         nonlocal client, tasks
@@ -89,11 +89,11 @@ def build(directory: Path, config: ModelConfig, device: torch.device, name: str)
         app.state.server = SimpleNamespace(should_exit=False)  # what it stops when the engine has died
         return app  # type: ignore[no-any-return]
 
-    application = Application(make, dead=lambda: living is None or client.errored)
+    application = Application(make, dead=lambda: client.errored)
     application.start()
     logging.getLogger().setLevel(level)  # raised by what vLLM imports; metrics and the log are lines at INFO
     # vLLM's processes outlive a parent that is killed, with their memory.
-    GUARDS.append(guard([process.pid for process in psutil.Process().children(recursive=True)]))
+    HELD.append(guard([process.pid for process in psutil.Process().children(recursive=True)]))
     tokenizer = transformers.AutoTokenizer.from_pretrained(directory, **OFFLINE)
     adapters = tuple(module.name for module in arguments.lora_modules or ())
     about = {"engine": "vllm", "dtype": config.handler.dtype, "context_tokens": client.model_config.max_model_len}
