@@ -15,13 +15,9 @@ HUB_ID = re.compile(r"(?P<id>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?", re.
 COMMIT = re.compile(r"[0-9a-f]{40}")
 CONNECT_TIMEOUT = 5  # s
 WANTED = [f"*{suffix}" for suffix in KEPT] + ["LICENSE*", "NOTICE*", "*vocab*", "*merges*"]
-UNWANTED = (
-    [f"{name}/*" for name in LEFT_DIRECTORIES]
-    + ["*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.py"]
-    + [
-        "consolidated*.safetensors"  # the same weights again, as Mistral's own library reads them
-    ]
-)
+# Pickles, code, and the same weights again, as Mistral's own library reads them.
+PICKLES = ["*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl"]
+UNWANTED = [f"{name}/*" for name in LEFT_DIRECTORIES] + [*PICKLES, "*.py", "consolidated*.safetensors"]
 
 
 def fetch(text: str, *, tokenizer_only: bool = False) -> tuple[Path, str, list[str]]:
