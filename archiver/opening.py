@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from archiver.errors import Refused
 from archiver.layout import GOLDEN, Member
@@ -29,15 +30,7 @@ class Opening:
         self._timeout = PROVING_TIMEOUT if has_golden(members) else TIMEOUT
         self._stage = stage
         self._log = stage.with_name("log").open("w+", encoding="utf-8", errors="replace")
-        environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-        self.process = subprocess.Popen(
-            [sys.executable, "-I", str(SCRIPT), str(stage)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            text=True,
-            env={**environment, "HF_HUB_OFFLINE": "1"},
-        )
+        self.process = start_clean(SCRIPT, str(stage), self._log, stdin=subprocess.PIPE)
 
     def check(self, archive: Path) -> list[str]:
         """Opens the finished archive there.
@@ -72,6 +65,29 @@ class Opening:
         self.process.kill()
         self.process.communicate()
         self._log.close()
+
+
+def start_clean(
+    script: Path, argument: str, log: IO[str], *, stdin: int = subprocess.DEVNULL, more: Sequence[str] = ()
+) -> subprocess.Popen[str]:
+    """Starts a script that finds nothing of this process's: the archive's handler, not the repository's.
+
+    Args:
+        script: reports on stdout.
+        argument: its only one.
+        log: takes what it says on stderr.
+        stdin: as subprocess.Popen's.
+        more: variables that it may have beside those that every worker needs.
+    """
+    environment = {name: os.environ[name] for name in (*PASSED_ON, *more) if name in os.environ}
+    return subprocess.Popen(
+        [sys.executable, "-I", str(script), argument],
+        stdin=stdin,
+        stdout=subprocess.PIPE,
+        stderr=log,
+        text=True,
+        env={**environment, "HF_HUB_OFFLINE": "1"},
+    )
 
 
 def has_golden(members: Sequence[Member]) -> bool:

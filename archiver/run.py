@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +17,7 @@ from typing import Any
 from archiver import verify
 from archiver.errors import Refused
 from archiver.manifest import MANIFEST, SUMS
-from archiver.opening import PASSED_ON
+from archiver.opening import start_clean
 from archiver.reading import read
 
 SCRIPT = Path(__file__).with_name("runner.py")
@@ -62,11 +59,11 @@ def run(
     found = verify.contents(archive)
     if problems := verify.judged(found):
         raise Refused(*(f"{archive}: {problem}" for problem in problems))
-    total = _count(requests)
+    total, digest = _measure(requests)
     if not total:
         raise Refused(f"{requests}: holds no request")
-    begun = {"archive": hashlib.sha256(found.kept[SUMS]).hexdigest()}  # which names the digest of each file
-    begun["requests"] = hashlib.sha256(requests.read_bytes()).hexdigest()
+    sums = hashlib.sha256(found.kept[SUMS]).hexdigest()  # of what names the digest of each file
+    begun = {"archive": sums, "requests": digest}
     skip = 0 if force else _resume(part, state, begun)
     if not skip:
         part.write_bytes(b"")
@@ -83,9 +80,14 @@ def run(
     return total - skip, failed
 
 
-def _count(path: Path) -> int:
-    with path.open("rb") as file:
-        return sum(1 for _ in file)
+def _measure(requests: Path) -> tuple[int, str]:
+    """How many lines there are, and the digest of them."""
+    lines, digest = 0, hashlib.sha256()
+    with requests.open("rb") as file:
+        for line in file:
+            lines += 1
+            digest.update(line)
+    return lines, digest.hexdigest()
 
 
 def _resume(part: Path, state: Path, begun: dict[str, str]) -> int:
@@ -124,16 +126,8 @@ def _unpacked(archive: Path) -> Iterator[Path]:
 
 def _answer(job: dict[str, Any], progress: Callable[[int], None]) -> int:
     """Runs the process; how many lines hold an error. Raises Refused."""
-    environment = {name: os.environ[name] for name in (*PASSED_ON, *DEVICES) if name in os.environ}
     with tempfile.TemporaryFile("w+", errors="replace") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-I", str(SCRIPT), json.dumps(job)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-            env={**environment, "HF_HUB_OFFLINE": "1"},
-        )
+        process = start_clean(SCRIPT, json.dumps(job), log, more=DEVICES)
         failed = 0
         try:
             for line in process.stdout or ():
