@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
+
+T = TypeVar("T")
 
 HOST = "127.0.0.1"
 ANSWER_SECONDS = 60.0
@@ -83,15 +86,26 @@ class Pool:
             writer.close()
 
 
+async def each_once(work: Callable[[T], Awaitable[None]], items: Iterable[T], clients: int) -> None:
+    """Every item's work once; a closed loop of so many clients, each of which takes the next item when it is free."""
+    waiting = iter(items)
+
+    async def client() -> None:
+        for item in waiting:
+            await work(item)
+
+    await asyncio.gather(*(client() for _ in range(clients)))
+
+
 async def ask_all(port: int, requests: Iterable[bytes], connections: int) -> list[Reply]:
     """Every request once, so many at a time; replies in the order of the requests."""
-    pool, waiting, replies = Pool(port), iter(enumerate(requests)), dict[int, Reply]()
+    pool, replies = Pool(port), dict[int, Reply]()
 
-    async def work() -> None:
-        for number, request in waiting:
-            replies[number] = await pool.ask(request, time.perf_counter())
+    async def ask(numbered: tuple[int, bytes]) -> None:
+        number, request = numbered
+        replies[number] = await pool.ask(request, time.perf_counter())
 
-    await asyncio.gather(*(work() for _ in range(connections)))
+    await each_once(ask, enumerate(requests), connections)
     pool.close()
     return [replies[number] for number in sorted(replies)]
 

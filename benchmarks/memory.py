@@ -14,10 +14,10 @@ import psutil
 
 from benchmarks.candidates.candidate import CLASSIFY, PYTHON, Job, Wire, text_body
 from benchmarks.candidates.ours import Ours, serving
-from benchmarks.environments import BENCH, ROOT
+from benchmarks.environments import ROOT
 from benchmarks.figures import Results
 from benchmarks.http_client import Reply, ask_all, post
-from benchmarks.processes import Failed, run, served
+from benchmarks.processes import Failed, run, running
 from benchmarks.texts import text_set
 
 LOOKS = 100  # at the memory, after equally many requests each
@@ -47,11 +47,9 @@ class Sentiment(Ours):
 
 def measure(requests: int, results: Results, say: Callable[[str], None]) -> None:
     """Sends them, looks at the worker now and then, and notes what came of it."""
-    candidate, store, wire = Sentiment(), BENCH / "work" / "memory", Sentiment.wires[CLASSIFY]
-    store.mkdir(parents=True, exist_ok=True)
-    candidate.prepare(Job(CLASSIFY, store, 0, store, store))
+    candidate, wire = Sentiment(), Sentiment.wires[CLASSIFY]
     texts, samples, failures = text_set("mixed"), list[tuple[int, int]](), 0
-    with served(candidate, CLASSIFY, Path(), store) as job:
+    with running(candidate, CLASSIFY, Path(), "memory") as job:
         worker = find_worker()
         step = max(1, requests // LOOKS)
         for sent in range(0, requests, step):

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks.candidates.candidate import Candidate, Job
-from benchmarks.environments import ROOT
+from benchmarks.environments import BENCH, ROOT
 from benchmarks.http_client import HOST
 from serving.ports import free_ports
 
@@ -28,6 +28,16 @@ OURS_ALONE = ("TS_", "PYTHON", "OMP_", "MKL_")  # what is set here for others mu
 
 class Failed(Exception):
     """Why a candidate cannot be measured, in one line."""
+
+
+@contextmanager
+def running(candidate: Candidate, task: str, model: Path, name: str) -> Iterator[Job]:
+    """The candidate's server with what it builds, which is kept under a benchmark's name. Raises Failed."""
+    store = BENCH / "work" / name
+    store.mkdir(parents=True, exist_ok=True)
+    candidate.prepare(Job(task, model, 0, store, store))
+    with served(candidate, task, model, store) as job:
+        yield job
 
 
 @contextmanager

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+import json
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from benchmarks.candidates.candidate import CLASSIFY, EMBED, PYTHON, Candidate, Job, Wire, text_body
 from benchmarks.candidates.torchserve import java_home
@@ -36,6 +38,14 @@ class Ours(Candidate):
     def variables(self, job: Job) -> dict[str, str]:
         """The same Java as TorchServe's."""
         return {"PYTHONPATH": str(ROOT), **java_home()}
+
+
+def pack(job: Job, name: str, handler: Mapping[str, Any]) -> None:
+    """Builds an archive with this `handler:` section; the weights stay where they are."""
+    build = [PYTHON, "-m", "archiver", "build", "--model", str(job.model), "--model-name", name]
+    build += ["--version", "1.0", "--archive-format", "no-archive", "--force", "--export-path", str(job.store)]
+    build += [f"--set=handler.{key}={json.dumps(value)}" for key, value in handler.items()]
+    run(["env", f"PYTHONPATH={ROOT}", *build], job.scratch)
 
 
 def serving(job: Job, model: str) -> list[str]:

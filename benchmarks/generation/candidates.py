@@ -8,17 +8,17 @@ from functools import partial
 from typing import Any, ClassVar
 
 from benchmarks.candidates.candidate import PYTHON, Candidate, Job, Wire
-from benchmarks.candidates.ours import Ours, serving
-from benchmarks.environments import PEERS, ROOT, Environment
+from benchmarks.candidates.ours import Ours, pack, serving
+from benchmarks.environments import PEERS, Environment
 from benchmarks.generation.models import CONTEXT, PLACE
 from benchmarks.http_client import HOST
-from benchmarks.processes import run
 
 TASK = "text-generation"
 NEW = 64  # tokens of an answer
 STREAMS = 16  # at once
 CACHE_TOKENS = 32_768
 BATCH_TOKENS = 512
+TRANSFORMERS = {"cache_tokens": CACHE_TOKENS, "max_batch_tokens": BATCH_TOKENS}
 VLLM = {"enforce_eager": True, "kv_cache_memory_bytes": 1 << 29, "max_model_len": CONTEXT, "max_num_seqs": 64}
 
 
@@ -45,10 +45,7 @@ class OurEngine(Ours):
 
     def prepare(self, job: Job) -> None:
         """Builds the archive; the weights stay where they are."""
-        build = [PYTHON, "-m", "archiver", "build", "--model", str(job.model), "--model-name", self.engine]
-        build += ["--version", "1.0", "--archive-format", "no-archive", "--force", "--export-path", str(job.store)]
-        build += [f"--set=handler.{name}={json.dumps(value)}" for name, value in self.handler.items()]
-        run(["env", f"PYTHONPATH={ROOT}", *build], job.scratch)
+        pack(job, self.engine, self.handler)
 
     def command(self, job: Job) -> list[str]:
         """What scripts/serve.sh runs."""
@@ -135,7 +132,7 @@ class SeedGenerate(Candidate):
 
 def transformers_engine() -> OurEngine:
     """As `transformers serve` is set."""
-    return OurEngine("transformers", {"cache_tokens": CACHE_TOKENS, "max_batch_tokens": BATCH_TOKENS})
+    return OurEngine("transformers", TRANSFORMERS)
 
 
 def vllm_engine() -> OurEngine:
@@ -145,4 +142,4 @@ def vllm_engine() -> OurEngine:
 
 def native_route() -> OurEngine:
     """As `transformers serve` is set, by the native route."""
-    return OurNative("transformers", {"cache_tokens": CACHE_TOKENS, "max_batch_tokens": BATCH_TOKENS})
+    return OurNative("transformers", TRANSFORMERS)

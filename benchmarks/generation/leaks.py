@@ -13,7 +13,7 @@ from benchmarks.candidates.candidate import Job
 from benchmarks.generation.candidates import STREAMS, TASK, OurEngine, chat
 from benchmarks.generation.models import prompts
 from benchmarks.generation.streams import stream
-from benchmarks.http_client import HOST
+from benchmarks.http_client import HOST, each_once
 from benchmarks.memory import find_worker, summary
 from benchmarks.processes import Failed, resident
 
@@ -48,15 +48,12 @@ def _growth(held: list[int], streams: int) -> dict[str, float]:
 
 
 async def _streams(port: int, path: str, texts: list[str], start: int) -> None:
-    waiting = list(enumerate(texts, start))
+    async def read(numbered: tuple[int, str]) -> None:
+        number, text = numbered
+        leave = LEAVE_AFTER if number % LEAVE_EVERY == 0 else None
+        await stream(port, path, chat(text, max_tokens=TOKENS), leave)
 
-    async def client() -> None:
-        while waiting:
-            number, text = waiting.pop()
-            leave = LEAVE_AFTER if number % LEAVE_EVERY == 0 else None
-            await stream(port, path, chat(text, max_tokens=TOKENS), leave)
-
-    await asyncio.gather(*(client() for _ in range(STREAMS)))
+    await each_once(read, enumerate(texts, start), STREAMS)
 
 
 def _held(job: Job) -> dict[str, float]:

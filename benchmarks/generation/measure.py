@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import statistics
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 from benchmarks.candidates.candidate import Candidate, Job
-from benchmarks.environments import BENCH
 from benchmarks.figures import Results
 from benchmarks.generation.candidates import (
     NEW,
@@ -26,7 +25,7 @@ from benchmarks.generation.candidates import (
 from benchmarks.generation.leaks import leaks
 from benchmarks.generation.models import directory, prompts
 from benchmarks.generation.streams import Streamed, load, whole
-from benchmarks.processes import served
+from benchmarks.processes import running
 
 WAVES = 6  # of streams, in one measurement
 
@@ -63,13 +62,13 @@ def measure(rounds: int, streams: int, results: Results, say: Callable[[str], No
     results.extra["leaks"] = {}
     for ours, _ in pairs.values():
         say(f"{streams} streams, {ours.name}: one in three is left midway")
-        with _running(ours) as job:
+        with _at_work(ours) as job:
             results.extra["leaks"][ours.name] = leaks(ours, job, streams, say)  # type: ignore[arg-type]
 
 
 def _streamed(candidate: Candidate) -> Streamed:
     texts = prompts((WAVES + 1) * STREAMS)
-    with _running(candidate) as job:
+    with _at_work(candidate) as job:
         wire = candidate.wires[TASK]
         bodies = [wire.body(text) for text in texts]
         asyncio.run(load(job.port, wire.path, bodies[:STREAMS], STREAMS, NEW))  # warm
@@ -78,17 +77,12 @@ def _streamed(candidate: Candidate) -> Streamed:
 
 def _answered(candidate: Candidate) -> float:
     bodies = [native(text) for text in prompts(4 * STREAMS)]
-    with _running(candidate) as job:
+    with _at_work(candidate) as job:
         path = candidate.wires[TASK].path
         asyncio.run(whole(job.port, path, bodies[:STREAMS], STREAMS, NEW))
         return asyncio.run(whole(job.port, path, bodies[STREAMS:], STREAMS, NEW))
 
 
-@contextmanager
-def _running(candidate: Candidate) -> Iterator[Job]:
+def _at_work(candidate: Candidate) -> AbstractContextManager[Job]:
     """The candidate's server, answering."""
-    store = BENCH / "work" / "generation"
-    store.mkdir(parents=True, exist_ok=True)
-    candidate.prepare(Job(TASK, directory(), 0, store, store))
-    with served(candidate, TASK, directory(), store) as job:
-        yield job
+    return running(candidate, TASK, directory(), "generation")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-from benchmarks.http_client import HOST, post
+from benchmarks.http_client import HOST, each_once, post
 from benchmarks.processes import Failed
 
 TIMEOUT = 300  # s for one answer
@@ -25,16 +25,12 @@ class Streamed:
 
 async def load(port: int, path: str, bodies: Sequence[bytes], connections: int, tokens: int) -> Streamed:
     """All bodies once, so many at a time. Raises Failed where an answer is not whole."""
-    waiting, first = list(reversed(bodies)), list[float]()
+    first = list[float]()
 
-    async def client() -> None:
-        while waiting:
-            first.append(await stream(port, path, waiting.pop()))
+    async def read(body: bytes) -> None:
+        first.append(await stream(port, path, body))
 
-    started = time.perf_counter()
-    async with asyncio.timeout(TIMEOUT):
-        await asyncio.gather(*(client() for _ in range(connections)))
-    return Streamed(len(bodies) * tokens / (time.perf_counter() - started), first)
+    return Streamed(tokens * await _rate(read, bodies, connections), first)
 
 
 async def stream(port: int, path: str, body: bytes, leave_after: int | None = None) -> float:
@@ -70,20 +66,23 @@ def has_text(line: bytes) -> bool:
 
 async def whole(port: int, path: str, bodies: Sequence[bytes], connections: int, tokens: int) -> float:
     """Tokens a second of whole answers. Raises Failed where one is not as long as it should be."""
-    waiting = list(reversed(bodies))
 
-    async def client() -> None:
-        while waiting:
-            reader, writer = await asyncio.open_connection(HOST, port, limit=LIMIT)
-            writer.write(post(path, waiting.pop(), port))
-            head = await reader.readuntil(b"\r\n\r\n")
-            length = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
-            answer = json.loads(await reader.readexactly(length))
-            if answer.get("output_token_count") != tokens:
-                raise Failed(f"answered {answer}"[:200])
-            writer.close()
+    async def read(body: bytes) -> None:
+        reader, writer = await asyncio.open_connection(HOST, port, limit=LIMIT)
+        writer.write(post(path, body, port))
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
+        answer = json.loads(await reader.readexactly(length))
+        if answer.get("output_token_count") != tokens:
+            raise Failed(f"answered {answer}"[:200])
+        writer.close()
 
+    return tokens * await _rate(read, bodies, connections)
+
+
+async def _rate(read: Callable[[bytes], Awaitable[None]], bodies: Sequence[bytes], connections: int) -> float:
+    """Answers a second."""
     started = time.perf_counter()
     async with asyncio.timeout(TIMEOUT):
-        await asyncio.gather(*(client() for _ in range(connections)))
-    return len(bodies) * tokens / (time.perf_counter() - started)
+        await each_once(read, bodies, connections)
+    return len(bodies) / (time.perf_counter() - started)

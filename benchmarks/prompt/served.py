@@ -6,21 +6,21 @@ import http.client
 import json
 import queue
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any, ClassVar
 
 import psutil
 import torch
 
-from benchmarks.candidates.candidate import PYTHON, Candidate, Job, Wire
-from benchmarks.candidates.ours import Ours, serving
-from benchmarks.environments import BENCH, PEERS, ROOT
+from benchmarks.candidates.candidate import Candidate, Job, Wire
+from benchmarks.candidates.ours import Ours, pack, serving
+from benchmarks.environments import PEERS
 from benchmarks.http_client import HOST
 from benchmarks.memory import find_worker
-from benchmarks.processes import Failed, resident, run, served
+from benchmarks.processes import Failed, resident, running
 from benchmarks.prompt.models import DEEP, TASK, WIDE, Shape, directory, fills_an_answer, prompts
 from client import InferenceClient
 
@@ -54,10 +54,7 @@ class OurPrompts(Ours):
 
     def prepare(self, job: Job) -> None:
         """Builds the archive; the weights stay where they are."""
-        build = [PYTHON, "-m", "archiver", "build", "--model", str(job.model), "--model-name", "bench"]
-        build += ["--version", "1.0", "--archive-format", "no-archive", "--force", "--export-path", str(job.store)]
-        build += [f"--set=handler.{name}={json.dumps(value)}" for name, value in self.handler.items()]
-        run(["env", f"PYTHONPATH={ROOT}", *build], job.scratch)
+        pack(job, "bench", self.handler)
 
     def command(self, job: Job) -> list[str]:
         """What scripts/serve.sh runs."""
@@ -89,14 +86,9 @@ class SeedPrompts(Candidate):
         }
 
 
-@contextmanager
-def running(candidate: Candidate, shape: Shape) -> Iterator[Job]:
+def at_work(candidate: Candidate, shape: Shape) -> AbstractContextManager[Job]:
     """The candidate's server with this model, answering."""
-    store = BENCH / "work" / "prompt"
-    store.mkdir(parents=True, exist_ok=True)
-    candidate.prepare(Job(TASK, directory(shape), 0, store, store))
-    with served(candidate, TASK, directory(shape), store) as job:
-        yield job
+    return running(candidate, TASK, directory(shape), "prompt")
 
 
 def throughput(rounds: int, say: Callable[[str], None]) -> dict[str, list[float]]:
@@ -111,7 +103,7 @@ def throughput(rounds: int, say: Callable[[str], None]) -> dict[str, list[float]
         names = list(ways)
         for name in names[number % len(names) :] + names[: number % len(names)]:
             candidate, make, count = ways[name]
-            with running(candidate, DEEP) as job:
+            with at_work(candidate, DEEP) as job:
                 bodies = [make(prompt) for prompt in prompts(count)]
                 closed_loop(candidate, job, bodies[:CONNECTIONS])  # warm
                 found[name].append(closed_loop(candidate, job, bodies))
@@ -155,8 +147,8 @@ def large(rounds: int, say: Callable[[str], None]) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {"ours": [], "seed": []}
     prompt = fills_an_answer()
     with ExitStack() as stack:
-        ours = stack.enter_context(running(OurPrompts(WIDE, cache_bytes=2 * WIDE.answer_bytes), WIDE))
-        seed = stack.enter_context(running(SeedPrompts(WIDE), WIDE))
+        ours = stack.enter_context(at_work(OurPrompts(WIDE, cache_bytes=2 * WIDE.answer_bytes), WIDE))
+        seed = stack.enter_context(at_work(SeedPrompts(WIDE), WIDE))
         client = stack.enter_context(InferenceClient(f"http://{HOST}:{ours.port}", timeout=TIMEOUT))
         client.encode_prompt("bench", prompt)
         for number in range(rounds):
@@ -188,7 +180,7 @@ def by_lists(port: int, prompt: str) -> float:
 def in_flight(rounds: int, say: Callable[[str], None]) -> dict[str, Any]:
     """Bytes of worker and frontend, at rest and at most, with eight answers of 15.7 MB asked for at once."""
     candidate, texts = OurPrompts(WIDE), [fills_an_answer(number) for number in range(AT_ONCE)]
-    with running(candidate, WIDE) as job, ThreadPoolExecutor(AT_ONCE) as threads:
+    with at_work(candidate, WIDE) as job, ThreadPoolExecutor(AT_ONCE) as threads:
         processes = {"worker": find_worker(), "server": find_server()}
         url = f"http://{HOST}:{job.port}"
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import numpy as np
 import pytest
 
 from benchmarks.closed_loop import rate, read
-from benchmarks.http_client import Reply
+from benchmarks.http_client import Reply, each_once
 from benchmarks.open_loop import LADDER, arrivals, find_knee, keeps_up, load
 from benchmarks.processes import Failed
 
@@ -44,6 +46,21 @@ def test_no_answer_is_no_rate():
 
 def replies(latencies, status=200):
     return [Reply(number * 0.01, number * 0.01 + late, status, b"") for number, late in enumerate(latencies)]
+
+
+def test_so_many_clients_do_each_once():
+    begun, most, at_once = [], 0, 0
+
+    async def work(item):
+        nonlocal most, at_once
+        begun.append(item)
+        at_once += 1
+        most = max(most, at_once)
+        await asyncio.sleep(0)
+        at_once -= 1
+
+    asyncio.run(each_once(work, range(50), 7))
+    assert sorted(begun) == list(range(50)) and most == 7
 
 
 def test_keeping_up():
