@@ -87,7 +87,7 @@ class Pool:
 
 
 async def each_once(work: Callable[[T], Awaitable[None]], items: Iterable[T], clients: int) -> None:
-    """Every item's work once; a closed loop of so many clients, each of which takes the next item when it is free."""
+    """Every item's work once: a closed loop of so many clients, each of which takes the next when it is free."""
     waiting = iter(items)
 
     async def client() -> None:

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
 from tests.support import tiny_models, worker
 from tests.support.reference import generated
-from tests.support.rounds import Frontend, whole
+from tests.support.rounds import (
+    NEW,
+    PROMPTS,
+    Frontend,
+    messages,
+    settled,
+    thirty_two_say_what_each_says_alone,
+    whole,
+    wing,
+)
 
 CHAT, COMPLETIONS = "v1/chat/completions", "v1/completions"
-PROMPTS = ("the film was not good", "a wonderful story, well told", "they sent another one", "")
-NEW = 12
 
 
 @pytest.fixture(scope="module")
@@ -34,11 +41,7 @@ def frontend(service):
 @pytest.fixture(scope="module")
 def alone(model):
     """prompt -> what `generate` makes of it, greedily, template and all."""
-    return lambda prompt, new=NEW, chat=True: generated(model, prompt, new, chat)
-
-
-def messages(prompt):
-    return [{"role": "user", "content": prompt}]
+    return partial(generated, model, new=NEW)
 
 
 def test_a_native_prompt(frontend, alone):
@@ -91,19 +94,7 @@ def test_a_stream_ends_with_its_usage_where_it_is_asked_for(frontend, alone):
 
 
 def test_thirty_two_at_once_say_what_each_says_alone(frontend, alone):
-    wanted = {prompt: alone(prompt)[0] for prompt in PROMPTS}
-    clients = [
-        (
-            PROMPTS[number % 4],
-            frontend.post({"prompt": PROMPTS[number % 4], "max_new_tokens": NEW, "stream": number % 2 == 1}),
-        )
-        for number in range(32)
-    ]
-    frontend.run()
-    for prompt, client in clients:
-        streamed = client.pieces[0].content_type.startswith("text/event-stream")
-        said = "".join(event["text"] for event in client.events[:-1]) if streamed else client.document["response"]
-        assert whole(said) == whole(wanted[prompt])
+    thirty_two_say_what_each_says_alone(frontend, alone)
 
 
 def test_each_request_samples_for_itself(frontend, alone):
@@ -235,23 +226,6 @@ def test_who_leaves_is_cancelled(service, frontend, stream):
     assert len(wing(service).live) == 1
     frontend.leave(left[0])  # and now there is no round any more
     settled(service)
-
-
-def wing(service):
-    return service.handler.pipeline
-
-
-def busy(service):
-    load = wing(service).engine.load()
-    return load.running + load.waiting
-
-
-def settled(service, seconds=2.0):
-    """Nothing is alive any more, in the worker or in the engine."""
-    end = time.monotonic() + seconds
-    while wing(service).live or busy(service):
-        assert time.monotonic() < end, "still generating"
-        time.sleep(0.05)
 
 
 def test_a_defect_is_its_requests_alone(service, frontend, alone, monkeypatch):

@@ -6,6 +6,7 @@ import io
 import logging
 import os
 import time
+from functools import partial
 
 import psutil
 import pytest
@@ -16,11 +17,18 @@ from handler.generation.vllm_arguments import read_arguments
 from handler.generation.vllm_engine import _choose_gpus
 from tests.support import tiny_models, worker
 from tests.support.reference import generated
-from tests.support.rounds import Frontend, whole
+from tests.support.rounds import (
+    NEW,
+    PROMPTS,
+    Frontend,
+    messages,
+    settled,
+    thirty_two_say_what_each_says_alone,
+    whole,
+    wing,
+)
 
 CHAT, COMPLETIONS, EMBEDDINGS = "v1/chat/completions", "v1/completions", "v1/embeddings"
-PROMPTS = ("the film was not good", "a wonderful story, well told", "they sent another one", "")
-NEW = 12
 SMALL = {"enforce_eager": True, "kv_cache_memory_bytes": 50_000_000, "max_model_len": 512}
 
 
@@ -43,11 +51,7 @@ def frontend(service):
 @pytest.fixture(scope="module")
 def alone(model):
     """prompt -> what transformers' `generate` makes of it, greedily, template and all."""
-    return lambda prompt, new=NEW, chat=True: generated(model, prompt, new, chat)
-
-
-def messages(prompt):
-    return [{"role": "user", "content": prompt}]
+    return partial(generated, model, new=NEW)
 
 
 def test_its_requests_are_logged_and_measured(service, frontend):
@@ -57,7 +61,7 @@ def test_its_requests_are_logged_and_measured(service, frontend):
     lines = logging.StreamHandler(stream := io.StringIO())
     root.addHandler(lines)
     try:
-        service.handler.pipeline.gauges._told = 0.0
+        wing(service).gauges._told = 0.0
         assert frontend.ask({"prompt": "a secret", "max_new_tokens": 4, "stream": True}).status == 200
     finally:
         root.removeHandler(lines)
@@ -82,16 +86,7 @@ def test_it_says_what_transformers_says(frontend, alone):
 
 
 def test_thirty_two_at_once_say_what_each_says_alone(frontend, alone):
-    ask = {"max_new_tokens": NEW}
-    clients = [
-        (PROMPTS[number % 4], frontend.post({"prompt": PROMPTS[number % 4], **ask, "stream": number % 2 == 1}))
-        for number in range(32)
-    ]
-    frontend.run()
-    for prompt, client in clients:
-        streamed = client.pieces[0].content_type.startswith("text/event-stream")
-        said = "".join(event["text"] for event in client.events[:-1]) if streamed else client.document["response"]
-        assert whole(said) == whole(alone(prompt)[0])
+    thirty_two_say_what_each_says_alone(frontend, alone)
 
 
 def test_what_the_protocol_has_and_transformers_engine_has_not(frontend, alone):
@@ -150,11 +145,7 @@ def test_who_leaves_is_cancelled(service, frontend, stream):
     frontend.round()
     for client in left:
         frontend.leave(client)
-    end = time.monotonic() + 3.0
-    wing = service.handler.pipeline
-    while wing.live or (load := wing.engine.load()).running + load.waiting:
-        assert time.monotonic() < end, "still generating"
-        time.sleep(0.05)
+    settled(service)
 
 
 def arguments(model, **vllm):

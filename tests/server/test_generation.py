@@ -16,13 +16,12 @@ import requests
 from client import ManagementClient
 from tests.support import archives, tiny_models
 from tests.support.reference import generated
-from tests.support.rounds import whole
+from tests.support.rounds import PROMPTS, messages, whole
 from tests.support.serving import Serving, served
 
 pytestmark = pytest.mark.server
 
 NEW = 24
-PROMPTS = ("the film was not good", "a wonderful story, well told", "they sent another one", "")
 FLAGS = ("--set=batchSize=32", "--set=handler.max_new_tokens=400", "--set=jobQueueSize=100")
 
 
@@ -50,10 +49,6 @@ def chat(server):
     url = f"{server.inference_url}/predictions/chat/1.0/v1"
     with openai.OpenAI(base_url=url, api_key="-", max_retries=0) as client:
         yield client
-
-
-def messages(prompt):
-    return [{"role": "user", "content": prompt}]
 
 
 def native(server, **fields):

@@ -16,13 +16,12 @@ import requests
 from client import ManagementClient
 from tests.support import archives, tiny_models
 from tests.support.reference import generated
-from tests.support.rounds import whole
+from tests.support.rounds import PROMPTS, messages, whole
 from tests.support.serving import served
 
 pytestmark = pytest.mark.server
 
 NEW = 16
-PROMPTS = ("the film was not good", "a wonderful story, well told", "they sent another one", "")
 VLLM = "handler.vllm={enforce_eager: true, kv_cache_memory_bytes: 50000000, max_model_len: 512}"
 
 
@@ -43,10 +42,6 @@ def server(model, tmp_path_factory):
     archives.build_model(store, "chat", model, "text-generation", *flags)
     with served(store, ["chat.mar"]) as running:
         yield running
-
-
-def messages(prompt):
-    return [{"role": "user", "content": prompt}]
 
 
 def worker(server):

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tests.support import frames
+
+PROMPTS = ("the film was not good", "a wonderful story, well told", "they sent another one", "")
+NEW = 12  # tokens of an answer
 
 
 @dataclass
@@ -88,6 +92,38 @@ class Frontend:
         client = self.post(document, path)
         self.run(client)
         return client
+
+
+def messages(prompt: str) -> list[dict[str, str]]:
+    """A conversation that begins."""
+    return [{"role": "user", "content": prompt}]
+
+
+def thirty_two_say_what_each_says_alone(frontend: Frontend, alone: Callable[[str], tuple[str, int, int]]) -> None:
+    """Half of them as streams."""
+    asked = [
+        {"prompt": PROMPTS[number % 4], "max_new_tokens": NEW, "stream": number % 2 == 1} for number in range(32)
+    ]
+    clients = [frontend.post(document) for document in asked]
+    frontend.run()
+    wanted = {prompt: whole(alone(prompt)[0]) for prompt in PROMPTS}
+    for document, client in zip(asked, clients, strict=True):
+        assert client.pieces[0].content_type.startswith("text/event-stream") == document["stream"]
+        events = client.events[:-1] if document["stream"] else [{"text": client.document["response"]}]
+        assert whole("".join(event["text"] for event in events)) == wanted[document["prompt"]]
+
+
+def wing(service: Any) -> Any:
+    """The generation wing of a worker's service."""
+    return service.handler.pipeline
+
+
+def settled(service: Any, seconds: float = 3.0) -> None:
+    """Nothing is alive any more, in the worker or in the engine."""
+    end = time.monotonic() + seconds
+    while wing(service).live or (load := wing(service).engine.load()).running + load.waiting:
+        assert time.monotonic() < end, "still generating"
+        time.sleep(0.05)
 
 
 def whole(text: str) -> str:
