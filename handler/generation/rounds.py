@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 PATIENCE_SECONDS = 0.05  # in which streams that are under way gather their text
 FOLLOW_SECONDS = 0.012  # after an answer has ended: its client may have the next request
 GATHER_SECONDS = 0.004  # after a first text or an end: a step of the engine has a token for everybody
-TRY_SECONDS = 240  # for the first two tokens
+WARM_UP_SECONDS = 240  # for the first two tokens
 SILENCE_SECONDS = 1.0  # without a round, after which nobody is there any more
 LOOK_SECONDS = 0.25
 AHEAD = 8  # as many answers as rounds may hold, that wait for one before them in a file
@@ -245,14 +245,15 @@ class Generation:
 
 
 def build(config: ModelConfig, directory: Path, model_name: str, device: torch.device, threads: int) -> Generation:
-    """Loads the engine that the configuration names, and lets it generate once. Raises LoadError."""
+    """Loads the engine that the configuration names, and warms it up. Raises LoadError."""
     handler = config.handler
     engine: Engine = importlib.import_module(ENGINES[handler.engine]).build(directory, config, device, model_name)
-    _try(engine, model_name)
+    if handler.warm_up:
+        _warm_up(engine, model_name)
     return Generation(config, engine, model_name)
 
 
-def _try(engine: Engine, model_name: str) -> None:
+def _warm_up(engine: Engine, model_name: str) -> None:
     """Two tokens, so that the first client does not pay for what is done once. Raises LoadError."""
     path, ask = (
         (COMPLETIONS, {"prompt": "warm", "max_tokens": 2})
@@ -261,10 +262,10 @@ def _try(engine: Engine, model_name: str) -> None:
     )
     body = orjson.dumps({"model": model_name, **ask})
     exchange = engine.application.begin(Ask("POST", f"/{path}", body))
-    end = time.monotonic() + TRY_SECONDS
+    end = time.monotonic() + WARM_UP_SECONDS
     while not exchange.done:
         if time.monotonic() > end:
-            raise LoadError(f"the engine generated nothing within {TRY_SECONDS} s")
+            raise LoadError(f"the engine generated nothing within {WARM_UP_SECONDS} s")
         engine.application.urgent.wait(0.1)
         engine.application.urgent.clear()
     with engine.application.lock:

@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 
+from handler.generation.application import Application
 from tests.support import tiny_models, worker
 from tests.support.reference import generated
 from tests.support.rounds import (
@@ -195,6 +196,15 @@ def test_a_request_has_to_fit_into_the_engines_memory(tmp_path):
         "length",
         "stop",
     )
+
+
+@pytest.mark.parametrize("warm_up", [True, False])
+def test_it_generates_before_it_is_ready_unless_it_is_not_to(model, monkeypatch, warm_up):
+    asked, begin = [], Application.begin
+    monkeypatch.setattr(Application, "begin", lambda self, ask: asked.append(ask.path) or begin(self, ask))
+    frontend = Frontend(worker.start(model.parent, task="text-generation", warm_up=warm_up))
+    assert asked == ["/v1/completions"] * warm_up
+    assert frontend.ask({"prompt": "a", "max_new_tokens": 2}).status == 200
 
 
 def test_a_model_without_a_template_continues_its_prompt(tmp_path):
