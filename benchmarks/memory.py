@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import statistics
+import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -26,6 +28,8 @@ LIST_EVERY, LIST_SIZE = 10, 8
 BAD_EVERY = 100
 BAD = (b"", b"{", b'{"text": 7}', b'{"texts": []}', b'{"text": "a", "wrong": 1}')
 SETTLED = 0.1  # of the requests, after which nothing may grow
+HEAP = "java's heap after a collection"  # as results call it
+GENERATION = re.compile(r"^.*\btotal .*\bused (\d+)K", re.MULTILINE)  # one line, or one for each generation
 ALLOWED_SHARE, ALLOWED_BYTES = 0.01, 2_000_000
 
 
@@ -97,6 +101,20 @@ def summary(samples: Sequence[tuple[int, int]]) -> dict[str, float]:
         "growth_bytes": late - early,
         "allowed_bytes": max(ALLOWED_SHARE * early, ALLOWED_BYTES),
     }
+
+
+def heap_after_collection(pid: int) -> int | None:
+    """Bytes that a JVM holds: of its heap, what a collection leaves. None where its runtime has no jcmd."""
+    jcmd = Path(psutil.Process(pid).exe()).with_name("jcmd")
+    if not jcmd.exists():
+        return None
+    said = ""
+    for order in ("GC.run", "GC.run", "GC.heap_info"):  # what the first finds dead may hold more
+        done = subprocess.run([jcmd, str(pid), order], capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise Failed(f"jcmd {order}: {(done.stderr or done.stdout).strip()}")
+        said = done.stdout
+    return 1024 * sum(map(int, GENERATION.findall(said)))
 
 
 def find_worker() -> psutil.Process:

@@ -13,6 +13,7 @@ from benchmarks.archive import OURS, UPSTREAM
 from benchmarks.candidates.candidate import TASKS
 from benchmarks.environments import Environment, Unavailable
 from benchmarks.figures import Results, ratios, spread
+from benchmarks.memory import HEAP
 from benchmarks.turns import SHARES
 
 CHART = Path(__file__).with_name("chart.py")
@@ -268,6 +269,8 @@ def _generation(results: Results) -> Iterator[str]:
         for process, samples in found["samples"].items():
             held = [f"{samples[at] / 1e6:,.0f}" for at in (0, len(samples) // 2, -1)]
             rows.append([f"{name}: {process}", *held])
+        if HEAP not in found["samples"]:
+            rows.append([f"{name}: {HEAP}", *["not looked at"] * 3])
     streams = next(iter(extra["leaks"].values()))["streams"]
     yield table([f"MB over {streams:,} streams", "after a twentieth", "half", "all"], rows)
     yield "\n".join(_about(name, described) for name, described in results.candidates.items())

@@ -14,7 +14,7 @@ from benchmarks.generation.candidates import STREAMS, TASK, OurEngine, chat
 from benchmarks.generation.models import prompts
 from benchmarks.generation.streams import stream
 from benchmarks.http_client import HOST, each_once
-from benchmarks.memory import find_worker, summary
+from benchmarks.memory import HEAP, find_worker, heap_after_collection, summary
 from benchmarks.processes import Failed, resident
 
 TOKENS = 32
@@ -28,16 +28,19 @@ def leaks(candidate: OurEngine, job: Job, streams: int, say: Callable[[str], Non
     worker = find_worker()
     watched = {"worker": worker.pid, "java": worker.ppid()}
     watched |= {child.name(): child.pid for child in worker.children(recursive=True) if "VLLM" in child.name()}
-    samples: dict[str, list[int]] = {name: [] for name in watched}
+    samples: dict[str, list[int]] = {name: [] for name in (*watched, HEAP)}
     texts, path = prompts(64), candidate.wires[TASK].path
     for look in range(LOOKS):
         numbers = range(look * streams // LOOKS, (look + 1) * streams // LOOKS)
         asyncio.run(_streams(job.port, path, [texts[number % 64] for number in numbers], numbers.start))
         for name, pid in watched.items():
             samples[name].append(resident(pid))
+        if (heap := heap_after_collection(worker.ppid())) is not None:
+            samples[HEAP].append(heap)
         if look % 5 == 4:
-            told = ", ".join(f"{name} {held[-1] / 1e6:.0f} MB" for name, held in samples.items())
+            told = ", ".join(f"{name} {held[-1] / 1e6:.0f} MB" for name, held in samples.items() if held)
             say(f"[{numbers.stop}/{streams}] {told}")
+    samples = {name: held for name, held in samples.items() if held}
     growth = {name: _growth(held, streams) for name, held in samples.items()}
     return {"streams": streams, "samples": samples, "growth": growth, "held": _held(job)}
 

