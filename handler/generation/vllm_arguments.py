@@ -110,6 +110,8 @@ def read_arguments(given: Mapping[str, Any], directory: Path, config: ModelConfi
             except (ValueError, TypeError) as error:
                 problems.append(Problem(where, str(error), repr(value)))
             words += said
+    if given.get("lora_modules") and not given.get("enable_lora"):  # vLLM says so when it has loaded the model
+        problems.append(Problem("handler.vllm.enable_lora", "expected true, because there are lora_modules"))
     if problems:
         raise ConfigError(problems)
     ours = [
@@ -151,4 +153,6 @@ def _in_archive(module: Any, directory: Path) -> Any:
         raise ValueError("expected a list of mappings with name and path")
     if not (directory / path).resolve().is_relative_to(directory.resolve()):
         raise ValueError(f"{path} is not in the archive's model")
+    if not (directory / path / "adapter_config.json").is_file():
+        raise ValueError(f"{path} has no adapter_config.json, as PEFT writes it")
     return {**module, "path": str(directory / path)}

@@ -75,6 +75,10 @@ def build(directory: Path, config: ModelConfig, device: torch.device, name: str)
             f"handler.engine vllm needs vLLM ({error}): pip install --no-deps -r requirements-vllm.txt"
         ) from error
     arguments = read_arguments(config.handler.vllm or {}, directory, config, name)
+    if device.type == "cpu" and arguments.lora_modules:
+        # One place more than there are adapters, which stays empty: requests without one get what has the last
+        # place from vLLM's kernels for CPUs, as their index is -1 (vllm/lora/ops/torch_ops/lora_ops.py:31).
+        arguments.max_loras = max(arguments.max_loras, len(arguments.lora_modules) + 1)
     client: Any = None
     tasks: Collection[str] = ()
     living = entry.build_async_engine_client(arguments)

@@ -30,17 +30,21 @@ from tests.support.rounds import (
 
 CHAT, COMPLETIONS, EMBEDDINGS = "v1/chat/completions", "v1/completions", "v1/embeddings"
 SMALL = {"enforce_eager": True, "kv_cache_memory_bytes": 50_000_000, "max_model_len": 512}
+ADAPTED = {"enable_lora": True, "lora_modules": [{"name": "parrot", "path": "adapters/parrot"}]}
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return tiny_models.chatter(tmp_path_factory.mktemp("chat") / "model", hidden=128)  # heads of 32, its least
+    made = tiny_models.chatter(tmp_path_factory.mktemp("chat") / "model", hidden=128)  # heads of 32, its least
+    tiny_models.adapter(made, made / "adapters" / "parrot")
+    return made
 
 
 @pytest.fixture(scope="module")
 def service(model):
     logging.getLogger().setLevel(logging.INFO)  # as TorchServe's worker sets it
-    return worker.start(model.parent, task="text-generation", engine="vllm", max_new_tokens=64, vllm=SMALL)
+    vllm = {**SMALL, **ADAPTED}
+    return worker.start(model.parent, task="text-generation", engine="vllm", max_new_tokens=64, vllm=vllm)
 
 
 @pytest.fixture
@@ -105,7 +109,23 @@ def test_what_the_protocol_has_and_transformers_engine_has_not(frontend, alone):
     asked = {"stream": True, "stream_options": {"include_usage": True}, "user": "me"}
     *_, last, _ = frontend.ask({**ask, **asked}, CHAT).events
     assert last["choices"] == [] and last["usage"]["prompt_tokens"] == size
-    assert [model["id"] for model in frontend.ask(b"", "v1/models").document["data"]] == ["tiny"]
+    assert [model["id"] for model in frontend.ask(b"", "v1/models").document["data"]] == ["tiny", "parrot"]
+
+
+def test_an_adapter_says_what_its_merged_weights_say(model, frontend, alone, tmp_path):
+    merged = tiny_models.merged(model, model / "adapters" / "parrot", tmp_path / "model")
+    asked = {"max_tokens": NEW, "temperature": 0}
+    clients = {
+        (prompt, name): frontend.post({**asked, "model": name, "messages": messages(prompt)}, CHAT)
+        for prompt in PROMPTS
+        for name in ("parrot", "tiny")
+    }
+    frontend.run()
+    for (prompt, name), client in clients.items():
+        assert client.document["model"] == name
+        own, adapted = alone(prompt)[0], generated(merged, prompt, NEW)[0]
+        said = client.document["choices"][0]["message"]["content"]
+        assert own != adapted and whole(said) == whole(adapted if name == "parrot" else own)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +142,7 @@ def test_what_the_protocol_has_and_transformers_engine_has_not(frontend, alone):
         (CHAT, {"messages": messages("a"), "tempersture": 1}, 400, "did you mean temperature"),
         (CHAT, {"messages": messages("wizardry")}, 400, "no wizardry"),
         (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "parts of text"),
-        (CHAT, {"messages": messages("a"), "model": "other"}, 404, "only tiny is served"),
+        (CHAT, {"messages": messages("a"), "model": "other"}, 404, "only tiny, parrot is served"),
         (COMPLETIONS, {"prompt": ""}, 400, "empty"),
         (COMPLETIONS, {"prompt": {"a": 1}}, 400, "prompt"),
         (COMPLETIONS, {"prompt": "a", "prompt_embeds": "AAAA"}, 400, "prompt_embeds"),
@@ -163,12 +183,11 @@ def test_arguments_are_those_of_vllms_own_parser(model):
         quantization="fp8",
         tensor_parallel_size=2,
         compilation_config={"mode": 0},
-        enable_lora=True,
-        lora_modules=[{"name": "sql", "path": "adapters/sql"}],
+        **ADAPTED,
     )
     assert (given.max_model_len, given.gpu_memory_utilization, given.enforce_eager) == (256, 0.5, True)
     assert (given.enable_prefix_caching, given.quantization, given.tensor_parallel_size) == (False, "fp8", 2)
-    assert [(one.name, one.path) for one in given.lora_modules] == [("sql", str(model / "adapters/sql"))]
+    assert [(one.name, one.path) for one in given.lora_modules] == [("parrot", str(model / "adapters/parrot"))]
     assert (given.max_num_seqs, given.served_model_name, given.dtype) == (64, ["tiny"], "float32")
 
 
@@ -189,7 +208,10 @@ def test_every_wrong_argument_is_named_at_once(model):
     assert "refused" in found["handler.vllm.trust_remote_code"] and "refused" in found["handler.vllm.port"]
     assert "handler.dtype" in found["handler.vllm.dtype"]
     assert "is not in the archive" in found["handler.vllm.lora_modules"]
-    assert len(found) == 6
+    assert "expected true" in found["handler.vllm.enable_lora"]
+    assert len(found) == 7
+    with pytest.raises(ConfigError, match=r"adapters has no adapter_config.json"):
+        arguments(model, enable_lora=True, lora_modules=[{"name": "sql", "path": "adapters"}])
 
 
 @pytest.mark.parametrize(

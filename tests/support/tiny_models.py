@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     BertConfig,
@@ -151,6 +152,37 @@ def chatter(directory: Path, layers: int = 2, hidden: int = 64, positions: int =
     sizes = {**_decoder(tokenizer, layers, hidden), "max_position_embeddings": positions}
     config = LlamaConfig(**sizes, bos_token_id=None, eos_token_id=tokenizer.sep_token_id)
     return _spread(LlamaForCausalLM(config), directory, "lm_head")
+
+
+def adapter(model: Path, directory: Path, rank: int = 4, alpha: int = 8) -> Path:
+    """A LoRA adapter of a chatter's attention, as PEFT writes it."""
+    modules = ("q_proj", "v_proj", "o_proj")
+    weights, draw = {}, torch.Generator().manual_seed(7)
+    for name, weight in load_file(model / "model.safetensors").items():
+        if name.split(".")[-2] in modules:
+            place = f"base_model.model.{name.removesuffix('.weight')}"
+            high, wide = weight.shape
+            weights[f"{place}.lora_A.weight"] = 0.5 * torch.randn(rank, wide, generator=draw)
+            weights[f"{place}.lora_B.weight"] = 0.5 * torch.randn(high, rank, generator=draw)
+    directory.mkdir(parents=True)
+    save_file(weights, directory / "adapter_model.safetensors")
+    about = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": alpha}
+    (directory / "adapter_config.json").write_text(
+        json.dumps({**about, "target_modules": modules, "bias": "none"})
+    )
+    return directory
+
+
+def merged(model: Path, adapted: Path, directory: Path) -> Path:
+    """The model with an adapter's weights added to its own: what a request for the adapter is answered by."""
+    shutil.copytree(model, directory)
+    about = json.loads((adapted / "adapter_config.json").read_text())
+    weights, low = load_file(model / "model.safetensors"), load_file(adapted / "adapter_model.safetensors")
+    for place in {name.rpartition(".lora_")[0] for name in low}:
+        product = low[f"{place}.lora_B.weight"] @ low[f"{place}.lora_A.weight"]
+        weights[f"{place.removeprefix('base_model.model.')}.weight"] += about["lora_alpha"] / about["r"] * product
+    save_file(weights, directory / "model.safetensors", {"format": "pt"})
+    return directory
 
 
 def phi_chatter(directory: Path) -> Path:
