@@ -8,6 +8,7 @@ import os
 import time
 from functools import partial
 
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -16,7 +17,7 @@ from handler.config import ConfigError, read_config
 from handler.generation.vllm_arguments import read_arguments
 from handler.generation.vllm_engine import _choose_gpus
 from tests.support import tiny_models, worker
-from tests.support.reference import generated
+from tests.support.reference import generated, last_hidden_state
 from tests.support.rounds import (
     NEW,
     PROMPTS,
@@ -247,7 +248,7 @@ def test_it_sees_the_gpus_that_it_is_to_take(monkeypatch, server, vllm, before, 
 
 
 def test_an_engine_that_is_killed_is_gone(service, frontend, monkeypatch):
-    """The last test of this file: its engine is no more."""
+    """The last test of this engine, which is no more."""
     ended = []
     monkeypatch.setattr("os._exit", ended.append)
     client = frontend.post({"prompt": "a", "max_new_tokens": 64, "stream": True})
@@ -261,3 +262,23 @@ def test_an_engine_that_is_killed_is_gone(service, frontend, monkeypatch):
         assert time.monotonic() < end
         frontend.round()
     assert client.status == 200 and "error" in client.events[-2] and client.done
+
+
+def test_a_pooling_model_embeds(model):
+    """One more engine; it takes the other's place in vLLM's metrics, so that it has to come after."""
+    vllm = {**SMALL, "runner": "pooling", "convert": "embed"}
+    frontend = Frontend(worker.start(model.parent, task="text-generation", engine="vllm", vllm=vllm))
+    texts = [prompt for prompt in PROMPTS if prompt]
+    answered = frontend.ask({"model": "tiny", "input": texts}, EMBEDDINGS).document
+    assert [one["index"] for one in answered["data"]] == [0, 1, 2] and answered["model"] == "tiny"
+    for text, one in zip(texts, answered["data"], strict=True):
+        np.testing.assert_allclose(one["embedding"], last_hidden_state(model, text), atol=1e-5)
+    for path, says in (
+        ("", "this model generates no text"),
+        (CHAT, "no such path"),
+        (COMPLETIONS, "no such path"),
+    ):
+        refused = frontend.ask({"prompt": "a"}, path)
+        assert refused.status == 404 and says in refused.document["error"]["message"]
+    wrong = frontend.ask({"input": "a", "dimension": 7}, EMBEDDINGS)
+    assert wrong.status == 400 and "did you mean dimensions" in wrong.document["error"]["message"]

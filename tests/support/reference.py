@@ -85,6 +85,14 @@ def fillings(model: Path, texts: Sequence[str], **parameters: Any) -> list:
     return [pipeline(text, tokenizer_kwargs={"truncation": True}, **parameters) for text in texts]
 
 
+def last_hidden_state(model: Path, text: str) -> np.ndarray:
+    """(size,) float32, of unit length: the last token's, as vLLM pools a decoder."""
+    tokenizer, loaded = AutoTokenizer.from_pretrained(model), AutoModel.from_pretrained(model).eval()
+    with torch.inference_mode():
+        state = loaded(**tokenizer(text, return_tensors="pt")).last_hidden_state[0, -1]
+    return torch.nn.functional.normalize(state, dim=0).numpy()
+
+
 def generated(model: Path, prompt: str, new: int, chat: bool = True) -> tuple[str, int, int]:
     """What `generate` makes of a prompt, greedily and alone: the text, and its tokens in and out."""
     tokenizer, loaded = _generator(model)
