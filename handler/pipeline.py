@@ -158,11 +158,16 @@ class BatchPipeline:
             LoadError: the model does not run.
         """
         short, long = TextItem("warm", True), TextItem("warm " * min(512, self.task.max_tokens), True)
-        full = max(2, self.batch_tokens // min(512, self.task.max_tokens))
+        full = max(2, self.batch_tokens // self._tokens(long))
         for items in ([short], [long], [short] * 2, [short, long], [*[short] * 2, *[long] * 2], [long] * full):
             for output in self._compute(items, Deadline.after(UNHURRIED), Measures()):
                 if isinstance(output, HandlerError):
                     raise LoadError(f"the model does not run: {output}")
+
+    def _tokens(self, item: TextItem) -> int:
+        """How many an item counts as, at most; an error is found when it is run."""
+        [encoded] = batch.together([item], self.task.encode)
+        return 1 if isinstance(encoded, HandlerError) else max(len(row) for row in encoded)
 
     def _parse(self, message: Message) -> Request:
         self.drain.check()

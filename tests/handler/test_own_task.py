@@ -37,6 +37,17 @@ class Scorer:
 class Short(Scorer):
     def run(self, texts):
         return []
+
+
+class Long(Scorer):
+    runs = []
+
+    def length(self, text):
+        return 300
+
+    def run(self, texts):
+        self.runs.append(len(texts))
+        return super().run(texts)
 """
 
 
@@ -98,6 +109,12 @@ def test_a_parameter_that_nobody_reads_is_refused(room):
 def test_as_many_results_as_texts(room):
     service = worker.start(room, task="own_scorer:Short", warm_up=False)
     assert frames.answer(service, text="a")[0] == 500
+
+
+def test_what_is_long_warms_up_with_a_few(room):
+    """Texts that count as one token each would be 512 at once."""
+    scorer = worker.start(room, task="own_scorer:Long").handler.pipeline.task.task
+    assert set(scorer.runs) == {1} and len(scorer.runs) < 20
 
 
 @pytest.mark.parametrize(("task", "says"), [("nowhere:Encoder", "nowhere"), ("own_scorer:Encoder", "Encoder")])
