@@ -10,4 +10,5 @@ cd "$ROOT"
 ensure_venv requirements.txt requirements-dev.txt
 ensure_vllm
 scripts/check.sh
+export OMP_WAIT_POLICY=passive # the workers' threads share the cores: one that waits must not spin on them
 exec "$VENV/bin/python" -m pytest -n 2 --dist loadfile "$@" # much of a file of server tests is waiting
