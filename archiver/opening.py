@@ -19,7 +19,7 @@ SCRIPT = Path(__file__).with_name("worker.py")
 LARGEST = 16 << 20  # bytes of an extra file that is compared by content
 TIMEOUT, PROVING_TIMEOUT = 600, 3600  # s for importing; where golden answers are computed
 # What a worker needs of this process's environment; everything else stays here, PYTHONPATH above all.
-PASSED_ON = ("PATH", "HOME", "LANG", "TMPDIR", "LD_LIBRARY_PATH", "SYSTEMROOT")
+PASSED_ON = ("PATH", "HOME", "LANG", "TMPDIR", "LD_LIBRARY_PATH", "SYSTEMROOT", "OMP_WAIT_POLICY")
 
 
 class Opening:
