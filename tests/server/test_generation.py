@@ -189,3 +189,21 @@ def test_a_client_that_does_not_read_slows_nobody(server, wanted):
         assert b"[DONE]" in response.content  # nothing of it is lost
         response.close()
     assert took < 30
+
+
+def test_a_stop_lets_every_stream_end(server):
+    """The last test of this server, which is no more."""
+    family = server.processes()
+    asked = {"prompt": "a story", "max_new_tokens": 400, "stream": True}
+    streams = [native(server, **asked).iter_lines() for _ in range(8)]
+    assert all(next(lines).startswith(b"data: {") for lines in streams)
+    os.kill(server.supervisor, signal.SIGTERM)
+    refused = 0
+    while not refused:  # a few may come in before it has shut its door
+        try:
+            refused += native(server, prompt="a", max_new_tokens=1).status_code == 503
+        except requests.ConnectionError:
+            refused += 1
+    assert [[line for line in lines if line][-1] for lines in streams] == [b"data: [DONE]"] * 8
+    _, left = psutil.wait_procs(family, timeout=60)
+    assert not left

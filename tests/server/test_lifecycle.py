@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from client import ClientError, InferenceClient, ManagementClient
+from serving.drain import REST, activity
 from serving.ports import free_ports
 from serving.scratch import remove_stale
 from tests.support import archives
@@ -52,6 +53,22 @@ def test_a_stop_under_load_loses_nothing(store, number, keep_alive):
     # What was accepted is answered; what came later over an open connection was told 503; then there was nobody.
     assert set(outcomes) <= {"200", "503", "refused"}, outcomes
     assert outcomes["200"] >= 16 and outcomes["503"] <= 16 and outcomes["refused"] == 16
+
+
+@pytest.mark.parametrize(
+    ("program", "rests"),
+    [("sys.stdin.read()", True), ("[time.sleep(0.05) for _ in range(10_000)]", False)],
+)
+def test_who_wakes_again_and_again_does_not_rest(program, rests):
+    """As a worker does whose engine, another process, has a stream to write."""
+    command = [sys.executable, "-S", "-c", f"import sys, time; print(flush=True); {program}"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as worker:
+        worker.stdout.readline()
+        time.sleep(0.2)
+        (spent, woken), _ = activity([worker.pid]), time.sleep(0.5)
+        spent_later, woken_later = activity([worker.pid])
+        worker.kill()
+    assert (woken_later == woken) == rests and spent_later - spent < REST * 2
 
 
 def test_a_stop_while_it_starts(store):
