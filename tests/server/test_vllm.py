@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -36,7 +34,7 @@ def server(model, tmp_path_factory):
     flags = (
         "--set=handler.engine=vllm",
         f"--set={VLLM}",
-        "--set=handler.max_new_tokens=400",
+        "--set=handler.max_new_tokens=500",
         "--set=batchSize=32",
     )
     archives.build_model(store, "chat", model, "text-generation", *flags)
@@ -79,25 +77,21 @@ def test_the_openai_client_async_and_streaming(server, model):
 
 def stream_and_kill(server, process):
     """Streams are under way when a process is killed: each ends soon, and none as if it were whole."""
-
-    def ask():
-        url = f"{server.inference_url}/predictions/chat"
-        asked = {"prompt": "a", "max_new_tokens": 400, "stream": True}
-        try:
-            with requests.post(url, json=asked, timeout=60, stream=True) as response:
-                return response.status_code, [line for line in response.iter_lines() if line]
-        except requests.RequestException:
-            return 0, []  # the connection was cut, which is an answer in the middle of a stream
-
+    url = f"{server.inference_url}/predictions/chat/1.0/v1/completions"
+    asked = {"model": "chat", "prompt": "a", "max_tokens": 500, "ignore_eos": True, "stream": True}
     with ThreadPoolExecutor(8) as threads:
-        asked = [threads.submit(ask) for _ in range(8)]
-        time.sleep(0.5)
-        os.kill(process.pid, signal.SIGKILL)
-        killed = time.monotonic()
-        answers = [one.result(60) for one in asked]
-        assert time.monotonic() - killed < 20
-    for status, lines in answers:
-        assert status != 200 or b"data: [DONE]" not in lines or any(b'"error"' in line for line in lines)
+        begun = threads.map(lambda _: requests.post(url, json=asked, timeout=60, stream=True), range(8))
+    streams = [response.iter_lines() for response in begun]
+    assert all(next(lines).startswith(b"data: {") for lines in streams)
+    process.kill()
+    killed = time.monotonic()
+    for lines in streams:
+        try:
+            said = [line for line in lines if line]
+        except requests.RequestException:
+            continue  # the connection was cut, which is an answer in the middle of a stream
+        assert b"data: [DONE]" not in said or any(b'"error"' in line for line in said)
+    assert time.monotonic() - killed < 20
 
 
 def test_whatever_is_killed_everybody_is_answered_and_nothing_is_left(server):
