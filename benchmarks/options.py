@@ -23,9 +23,7 @@ from benchmarks.figures import Results
 from benchmarks.models import model_for
 from benchmarks.texts import text_set
 from handler import pipeline, wings
-from handler.batch import Deadline
-from handler.measures import Measures
-from handler.request import Call
+from handler.wire import Message
 
 BASE = "float32"
 OPTIONS: Mapping[str, Mapping[str, object]] = {
@@ -111,10 +109,8 @@ def answers(pipe: pipeline.BatchPipeline, texts: Sequence[str]) -> np.ndarray:
     """Embeddings or probabilities, (texts, n) float32, in batches as TorchServe hands them out."""
     rows = []
     for start in range(0, len(texts), BATCH):
-        calls = [Call("text", (text,), True, {}) for text in texts[start : start + BATCH]]
-        slots = [pipe.task.parse(call) for call in calls]
-        answered = pipe.inference(pipeline.Requests(list(slots), Deadline.after(3600), Measures()))
-        rows += [vector(slot) for slot in answered.slots]
+        messages = [Message(text.encode(), "text/plain") for text in texts[start : start + BATCH]]
+        rows += [vector(slot) for slot in pipe.answer(messages)]
     return np.array(rows)
 
 
@@ -122,8 +118,7 @@ def vector(slot: Any) -> np.ndarray:
     """The numbers of one answer; an error in its place is raised."""
     if isinstance(slot, Exception):
         raise slot
-    [result] = slot.results
-    return np.asarray(getattr(result, "probabilities", result))
+    return np.asarray(slot["probabilities"] if "probabilities" in slot else slot["embeddings"][0])
 
 
 def rate(pipe: pipeline.BatchPipeline, texts: Sequence[str]) -> float:

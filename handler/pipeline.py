@@ -1,6 +1,6 @@
 """The batch wing: one batch of requests through one task.
 
-rows -wire.read-> messages -protocol-> requests -task-> results -protocol-> replies -wire.write-> rows
+rows -wire.read-> messages -protocol-> calls -task-> requests -task-> results -protocol-> replies -wire-> rows
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
+import orjson
 import torch
 
-from handler import batch, devices, golden, wire
+from handler import batch, devices, golden, provenance, wire
 from handler.batch import Deadline, Slot, distinct, each
 from handler.config import ModelConfig
 from handler.draining import Drain
@@ -22,13 +23,17 @@ from handler.errors import HandlerError, LoadError
 from handler.lanes import Lanes
 from handler.measures import Measures
 from handler.memory import Memory, fingerprint
-from handler.protocols import native
-from handler.request import Request, TextItem
+from handler.protocols import table
+from handler.protocols.open_inference import metadata
+from handler.protocols.protocol import About, Done, Model, check
+from handler.protocols.table import Spoken
+from handler.provenance import Provenance
+from handler.request import Call, Request, TextItem
 from handler.tasks import base as tasks
-from handler.tasks.base import About, Task
+from handler.tasks.base import Task
 from handler.tensors import WRITERS, Tensors
 from handler.text_encoder import Tokens
-from handler.wire import Message, Reply
+from handler.wire import Message, Reply, Shape, native_error
 
 logger = logging.getLogger(__name__)
 
@@ -39,17 +44,27 @@ UNHURRIED = 3600  # s for a batch that no client waits for
 class Requests:
     """What preprocess hands to inference."""
 
-    slots: list[Slot[Request]]
+    slots: list[Slot[Asked]]
     deadline: Deadline
     measures: Measures
+    shapes: Sequence[Shape]  # of each slot's errors
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A valid request, and how it was asked."""
+
+    spoken: Spoken
+    call: Call
+    request: Request
 
 
 @dataclass(frozen=True)
 class Answered:
-    """A request and its results."""
+    """A request's results, and how it was asked."""
 
-    request: Request
-    results: Sequence[Any]
+    spoken: Spoken
+    done: Done
 
 
 @dataclass(frozen=True)
@@ -58,6 +73,7 @@ class Answers:
 
     slots: list[Slot[Answered]]
     measures: Measures
+    shapes: Sequence[Shape]
 
 
 class BatchPipeline:
@@ -72,65 +88,68 @@ class BatchPipeline:
         threads: int,
         *,
         memory: Memory,
+        provenance: Provenance,
     ) -> None:
         self.config = config
         self.batch_tokens = config.handler.max_batch_tokens or devices.BATCH_TOKENS[device.type]
         self.launch_tokens = devices.LAUNCH_TOKENS[device.type]
         self.lanes = Lanes(device, threads, config.handler.lanes or devices.lanes(device, threads))
         self.task = task
-        self.model_name = model_name
         self.memory = memory
+        self.provenance = provenance
+        self.model = Model(
+            model_name,
+            provenance.version,
+            task.field,
+            task.beside,
+            task.inputs,
+            task.outputs,
+            config.handler.max_body_bytes,
+        )
         self.drain = Drain()
 
     def preprocess(self, rows: Sequence[Mapping[str, Any]], context: Any) -> Requests:
         """Rows to requests."""
         deadline, measures = Deadline.after(self.config.deadline_seconds), Measures(requests=len(rows))
         with measures.step("parse"):
-            slots = each(wire.read(rows, context), self._parse)
-        return Requests(slots, deadline, measures)
+            return self._requests(wire.read(rows, context), deadline, measures)
 
     def inference(self, requests: Requests) -> Answers:
         """Requests to results; equal items of the whole batch are computed once, remembered ones not at all."""
-        valid = [slot for slot in requests.slots if isinstance(slot, Request)]
-        items, places = distinct([item for request in valid for item in request.items])
+        valid = [slot for slot in requests.slots if isinstance(slot, Asked)]
+        items, places = distinct([item for asked in valid for item in asked.request.items])
         outputs = self._outputs(items, requests) if items else []
         cursor = iter(places)
         with requests.measures.step("decode"):
             answered = each(
                 requests.slots,
-                lambda request: self._decode(
-                    request, [outputs[next(cursor)] for _ in request.items], requests.deadline
+                lambda asked: self._decode(
+                    asked, [outputs[next(cursor)] for _ in asked.request.items], requests.deadline
                 ),
             )
-        return Answers(answered, requests.measures)
+        return Answers(answered, requests.measures, requests.shapes)
 
     def postprocess(self, answers: Answers, context: Any, send: Callable[..., None]) -> list[bytes]:
         """Results and errors to bodies; `send` sends a piece of a large one ahead."""
-        about = About(self.model_name, answers.measures.milliseconds)
         with answers.measures.step("write"):
-            replies: list[Slot[Reply]] = each(
-                answers.slots,
-                lambda done: _write(self.task.answer(done.request, done.results, about), done.request.media_type),
-            )
-            bodies = wire.write(replies, context, self.config.handler.max_response_bytes, send)
+            limit = self.config.handler.max_response_bytes
+            bodies = wire.write(self._replies(answers), context, limit, send, answers.shapes)
         answers.measures.emit(context.metrics)
         return bodies
 
     def answer(self, messages: Sequence[Message]) -> Sequence[Slot[Mapping[str, Any] | Tensors]]:
-        """Messages to documents, as one batch that may take its time: the way without the wire."""
-        measures = Measures(requests=len(messages))
-        requests = Requests(each(messages, self._parse), Deadline.after(UNHURRIED), measures)
-        about = About(self.model_name, measures.milliseconds)
-        return each(
-            self.inference(requests).slots, lambda done: self.task.answer(done.request, done.results, about)
-        )
+        """Messages to native documents, as one batch that may take its time: the way without the wire."""
+        slots = self._unhurried(messages).slots
+        about = About(self.model.name, 0, self.model.version)
+        return each(slots, lambda one: self.task.answer(one.done.request, one.done.results, about))
 
     def replies(self, messages: Iterable[Message]) -> Iterator[Reply]:
         """Each message's reply in JSON, in order, as many at once as a worker is handed."""
         waiting = iter(messages)
         while chunk := list(islice(waiting, self.config.server.batchSize)):
-            for slot in self.answer(chunk):
-                yield wire.error_reply(slot) if isinstance(slot, HandlerError) else _write(slot, wire.JSON)
+            answers = self._unhurried(chunk)
+            for slot, shape in zip(self._replies(answers), answers.shapes, strict=True):
+                yield wire.error_reply(slot, shape) if isinstance(slot, HandlerError) else slot
 
     def describe(self) -> dict[str, Any]:
         """What `GET /models/NAME?customized=true` shows beside TorchServe's own."""
@@ -142,7 +161,17 @@ class BatchPipeline:
             "max_body_bytes": handler.max_body_bytes,
             "cache_bytes": handler.cache_bytes,
         }
-        return {"task": handler.task, "input": self.task.field, "limits": limits, **self.task.describe()}
+        tensors = metadata(self.model)
+        return {
+            "task": handler.task,
+            "input": self.task.field,
+            "inputs": tensors["inputs"],
+            "outputs": tensors["outputs"],
+            "protocols": [protocol.name for protocol in table.PROTOCOLS],
+            "limits": limits,
+            "sha256": self.provenance.digests,
+            **self.task.describe(),
+        }
 
     def is_describe(self, rows: Sequence[Mapping[str, Any]], context: Any) -> bool:
         """Whether these rows are the management API's question."""
@@ -169,12 +198,33 @@ class BatchPipeline:
         [encoded] = batch.together([item], self.task.encode)
         return 1 if isinstance(encoded, HandlerError) else max(len(row) for row in encoded)
 
-    def _parse(self, message: Message) -> Request:
+    def _requests(self, messages: Sequence[Slot[Message]], deadline: Deadline, measures: Measures) -> Requests:
+        spoken = each(messages, lambda message: table.find(message, self.model))
+        shapes = [native_error if isinstance(one, HandlerError) else one.protocol.error for one in spoken]
+        return Requests(each(spoken, self._parse), deadline, measures, shapes)
+
+    def _unhurried(self, messages: Sequence[Message]) -> Answers:
+        measures = Measures(requests=len(messages))
+        return self.inference(self._requests(messages, Deadline.after(UNHURRIED), measures))
+
+    def _parse(self, spoken: Spoken) -> Asked:
         self.drain.check()
-        call = native.read(message, self.task.field, self.config.handler.max_body_bytes)
-        if self.task.media_types:
+        message, protocol = spoken.message, spoken.protocol
+        check(message, self.model.max_body_bytes)
+        call = protocol.read(message, spoken.document, self.model)
+        if protocol.describes:
+            return Asked(spoken, call, Request((), True, None))
+        if self.task.media_types and protocol.negotiates:
             call = replace(call, media_type=wire.negotiate(message.accept, self.task.media_types))
-        return self.task.parse(call)
+        return Asked(spoken, call, self.task.parse(call))
+
+    def _replies(self, answers: Answers) -> list[Slot[Reply]]:
+        about = About(self.model.name, answers.measures.milliseconds, self.model.version)
+
+        def reply(one: Answered) -> Reply:
+            return _write(one.spoken.protocol.write(self.task, one.done, about), one.done.call.media_type)
+
+        return each(answers.slots, reply)
 
     def _outputs(self, items: Sequence[TextItem], requests: Requests) -> Sequence[Slot[tuple[Any, ...]]]:
         deadline, measures = requests.deadline, requests.measures
@@ -201,15 +251,17 @@ class BatchPipeline:
         with devices.failures():
             return self.task.forward(rows)
 
-    def _decode(self, request: Request, outputs: Sequence[Slot[tuple[Any, ...]]], deadline: Deadline) -> Answered:
-        computed = []
+    def _decode(self, asked: Asked, outputs: Sequence[Slot[tuple[Any, ...]]], deadline: Deadline) -> Answered:
+        request, computed = asked.request, []
         for index, output in enumerate(outputs):
             if isinstance(output, HandlerError):
-                raise output if request.single else _at(index // request.items_per_input, self.task.field, output)
+                raise output if request.single else _at(index // request.items_per_input, asked.call.field, output)
             computed.append(output)
         if deadline.passed():
             raise deadline.error()
-        return Answered(request, self.task.decode(request, computed))
+        if asked.spoken.protocol.describes:
+            return Answered(asked.spoken, Done(asked.call, request, ()))
+        return Answered(asked.spoken, Done(asked.call, request, self.task.decode(request, computed)))
 
 
 def build(
@@ -220,7 +272,8 @@ def build(
     task = tasks.build(config.handler, directory, device)
     budget = config.handler.cache_bytes
     memory = Memory(budget, fingerprint(directory, config.handler) if budget else b"")
-    pipeline = BatchPipeline(config, task, model_name, device, threads, memory=memory)
+    origin = provenance.read(directory.parent)
+    pipeline = BatchPipeline(config, task, model_name, device, threads, memory=memory, provenance=origin)
     if config.handler.warm_up:
         pipeline.warm_up()
     if proven := golden.check(directory.parent / "golden", config.handler, pipeline.answer):
@@ -228,8 +281,13 @@ def build(
     return pipeline
 
 
-def _write(answer: Mapping[str, Any] | Tensors, media_type: str) -> Reply:
-    return WRITERS[media_type](answer) if isinstance(answer, Tensors) else native.write(answer)
+def _write(answer: Any, media_type: str) -> Reply:
+    """A protocol's answer as a reply. NumPy's float32 is written at its own shortest length."""
+    if isinstance(answer, Reply):
+        return answer
+    if isinstance(answer, Tensors):
+        return WRITERS[media_type](answer)
+    return Reply(orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY))
 
 
 def _all_or_error(outputs: Sequence[Slot[Any]]) -> tuple[Any, ...]:
@@ -242,4 +300,4 @@ def _all_or_error(outputs: Sequence[Slot[Any]]) -> tuple[Any, ...]:
 
 def _at(index: int, name: str, error: HandlerError) -> HandlerError:
     """The same error, saying which of the request's items it is about."""
-    return type(error)(f"{name}s[{index}]: {error}")
+    return type(error)(f"{name}[{index}]: {error}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import orjson
@@ -20,6 +20,23 @@ class FormText(str):
 
 
 @dataclass(frozen=True)
+class TokenIds:
+    """One input that its client has tokenized; special tokens included, without padding."""
+
+    ids: tuple[int, ...]
+    types: tuple[int, ...] | None = None  # token types, as many
+
+
+@dataclass(frozen=True)
+class Column:
+    """A tensor of the model, as metadata tells of it. Its first dimension is a request's inputs."""
+
+    name: str
+    datatype: str  # of the Open Inference Protocol
+    shape: tuple[int, ...]  # -1: any
+
+
+@dataclass(frozen=True)
 class Call:
     """What a protocol found in a message; nothing of it has been judged yet."""
 
@@ -28,15 +45,18 @@ class Call:
     single: bool  # one input was sent by itself, and is answered by itself
     parameters: Mapping[str, object]
     media_type: str = JSON  # that the answer is wanted in
+    wanted: Any = None  # what else the protocol has to know when it writes the answer
 
 
 @dataclass(frozen=True)
 class TextItem:
-    """One text to encode; equal items are encoded once."""
+    """One text to encode, or the tokens of one; equal items are encoded once."""
 
     text: str
     truncate: bool  # cut to the model's limit, rather than refuse
     pair: str | None = None  # the second text, where the model reads two
+    ids: tuple[int, ...] | None = field(default=None, kw_only=True)  # in place of all texts
+    types: tuple[int, ...] | None = field(default=None, kw_only=True)  # of the ids
 
 
 @dataclass(frozen=True)
@@ -59,6 +79,15 @@ class Limits:
     pairs_bytes: int = 0  # of all pairs of texts together, where the task makes pairs
 
 
+@dataclass(frozen=True)
+class Vocabulary:
+    """What tokens a model reads."""
+
+    size: int
+    types: int  # 0: it has no token types
+    most: int  # tokens of one input
+
+
 def several(call: Call) -> Call:
     """The call, with a list under the name of one input as that many inputs: clients send prompts so."""
     if call.single and isinstance(call.inputs[0], list):
@@ -66,13 +95,16 @@ def several(call: Call) -> Call:
     return call
 
 
-def read_text_request(call: Call, schema: type[Any], limits: Limits) -> Request:
-    """A call for texts as a request.
+def read_text_request(
+    call: Call, schema: type[Any], limits: Limits, vocabulary: Vocabulary | None = None
+) -> Request:
+    """A call for texts, or for what is tokenized already, as a request.
 
     Args:
         call: what was asked.
         schema: the task's parameters: a dataclass whose fields were made by `rules.key`, with a `truncation`.
         limits: what it may hold.
+        vocabulary: what tokens may be sent in place of texts; None: none.
 
     Raises:
         InvalidRequest: a parameter is wrong (the first few are named), an input is no text (its index is named),
@@ -80,9 +112,40 @@ def read_text_request(call: Call, schema: type[Any], limits: Limits) -> Request:
         TooLarge: too many inputs, or one that is too long.
     """
     parameters = read_parameters(call, schema)
-    texts = read_texts(call, limits)
-    items = tuple(TextItem(text, parameters.truncation) for text in texts)
+    if vocabulary is not None and is_tokenized(call):
+        items = read_tokens(call, limits, vocabulary)
+    else:
+        items = tuple(TextItem(text, parameters.truncation) for text in read_texts(call, limits))
     return Request(items, call.single, parameters, media_type=call.media_type)
+
+
+def is_tokenized(call: Call) -> bool:
+    """Whether a client sent tokens in place of texts."""
+    return bool(call.inputs) and isinstance(call.inputs[0], TokenIds)
+
+
+def read_tokens(call: Call, limits: Limits, vocabulary: Vocabulary) -> tuple[TextItem, ...]:
+    """A call's tokens.
+
+    Raises:
+        InvalidRequest: an id is not the model's (the input's index is named), or there is none.
+        TooLarge: too many inputs, or one that is longer than the model reads: nothing is cut.
+    """
+    _count(call, limits)
+    return tuple(_read_ids(ids, _names(call)[index], vocabulary) for index, ids in enumerate(call.inputs))
+
+
+def _read_ids(found: object, where: str, vocabulary: Vocabulary) -> TextItem:
+    if not isinstance(found, TokenIds) or not found.ids:
+        raise InvalidRequest(f"{where}: has no tokens")
+    if len(found.ids) > vocabulary.most:
+        raise TooLarge(f"{where}: {len(found.ids)} tokens; the limit is {vocabulary.most}")
+    if not 0 <= min(found.ids) <= max(found.ids) < vocabulary.size:
+        raise InvalidRequest(f"{where}: expected ids from 0 to {vocabulary.size - 1}")
+    if found.types is not None and not 0 <= min(found.types) <= max(found.types) < vocabulary.types:
+        kinds = f"from 0 to {vocabulary.types - 1}" if vocabulary.types else "none: the model has no token types"
+        raise InvalidRequest(f"{where}: token_type_ids: expected {kinds}")
+    return TextItem("", False, ids=found.ids, types=found.types)
 
 
 def read_parameters(call: Call, schema: type[Any]) -> Any:
@@ -115,12 +178,20 @@ def read_texts(call: Call, limits: Limits) -> list[str]:
         InvalidRequest: an input is no text (its index is named), or there is none.
         TooLarge: too many inputs, or one that is too long.
     """
+    _count(call, limits)
+    return [read_text(text, name, limits) for text, name in zip(call.inputs, _names(call), strict=True)]
+
+
+def _count(call: Call, limits: Limits) -> None:
     if not call.inputs:
         raise InvalidRequest(f"{call.field}: expected a list of at least one string")
     if len(call.inputs) > limits.items:
         raise TooLarge(f"{call.field}: {len(call.inputs)} items; the limit is {limits.items}")
-    names = [call.field] if call.single else [f"{call.field}[{index}]" for index in range(len(call.inputs))]
-    return [read_text(text, name, limits) for text, name in zip(call.inputs, names, strict=True)]
+
+
+def _names(call: Call) -> list[str]:
+    """How messages call each input."""
+    return [call.field] if call.single else [f"{call.field}[{index}]" for index in range(len(call.inputs))]
 
 
 def pair_up(request: Request, pairs: Sequence[TextItem], limits: Limits) -> Request:
@@ -140,6 +211,8 @@ def pair_up(request: Request, pairs: Sequence[TextItem], limits: Limits) -> Requ
 
 def read_text(text: object, where: str, limits: Limits) -> str:
     """A text, if it is one; `where` is what messages call it. Raises InvalidRequest or TooLarge."""
+    if isinstance(text, TokenIds):
+        raise InvalidRequest(f"{where}: expected a string, not tokens")
     if not isinstance(text, str):
         raise InvalidRequest(f"{where}: expected a string")
     try:

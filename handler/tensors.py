@@ -7,15 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import orjson
 import safetensors.torch
 import torch
 
 from handler.errors import NotAcceptable
-from handler.wire import JSON, Reply
+from handler.wire import JSON, RAW, Reply
 
 SAFETENSORS = "application/x-safetensors"
-RAW = "application/octet-stream"
 # What orjson writes for a float32 has 16 characters at most, with the comma behind it.
 JSON_NUMBER_BYTES = 17
 
@@ -38,12 +38,35 @@ class Tensors:
         return found
 
 
+def column(values: Sequence[Any]) -> Any:
+    """What is said of each input: an array, where all of it are numbers of a kind; else the list as it is."""
+    for kind, dtype in ((bool, np.bool_), (int, np.int64), (float, np.float64)):
+        if values and all(type(value) is kind for value in values):
+            return np.array(values, dtype)
+    return list(values)
+
+
+def columns(answer: Tensors) -> dict[str, Any]:
+    """An answer as named arrays and lists; bfloat16 and float16 as float32, which holds each of their values."""
+    arrays = {
+        name: _array(torch.stack(parts) if isinstance(parts, list) else parts)
+        for name, parts in answer.grouped().items()
+    }
+    return arrays | {name: column(said) for name, said in answer.document.items() if isinstance(said, list)}
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON can say it: a tensor as nested lists."""
+    return _array(value) if isinstance(value, torch.Tensor) else value
+
+
+def _array(tensor: torch.Tensor) -> Any:
+    return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+
+
 def write_json(answer: Tensors) -> Reply:
     """Nested lists. bfloat16 is written as float32, which holds each of its values."""
-    numbers = {
-        name: [(part.float() if part.is_floating_point() else part).numpy() for part in parts]
-        for name, parts in answer.tensors.items()
-    }
+    numbers = {name: [_array(part) for part in parts] for name, parts in answer.tensors.items()}
     shapes = {
         name: [len(parts), *parts[0].shape] if isinstance(parts, list) else list(parts.shape)
         for name, parts in answer.grouped().items()

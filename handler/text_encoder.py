@@ -13,7 +13,7 @@ import torch
 from handler.batch import Slot
 from handler.errors import InvalidRequest, LoadError, TooLarge
 from handler.loading import Loaded
-from handler.request import TextItem
+from handler.request import TextItem, Vocabulary
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,9 @@ class Tokens:
 
     ids: list[int]
     type_ids: list[int] | None  # where the model has token types
-    encoding: Any  # tokenizers.Encoding: offsets, word_ids, sequence_ids, special_tokens_mask, made when asked for
+    # tokenizers.Encoding: offsets, word_ids, sequence_ids, special_tokens_mask, made when asked for. None where a
+    # client sent tokens.
+    encoding: Any
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -54,11 +56,21 @@ class TextEncoder:
         if stride is not None and stride >= room:  # the tokenizer's Rust would panic, and take the worker along
             raise LoadError(f"handler.stride is {stride}, but a window has room for {room} tokens")
 
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """What a client may send that has tokenized its texts itself."""
+        config = self.loaded.model.config
+        size = self.loaded.model.get_input_embeddings().num_embeddings
+        types = int(getattr(config, "type_vocab_size", 0) or 0) if self.has_types else 0
+        return Vocabulary(size, types, self.loaded.max_tokens)
+
     def encode(self, items: Sequence[TextItem]) -> list[Slot[Rows]]:
         """Tokenizes in at most two calls: the texts that may be cut, and those that may not."""
-        slots: dict[int, Slot[Rows]] = {}
+        slots: dict[int, Slot[Rows]] = {
+            place: (_tokens(item.ids, item.types),) for place, item in enumerate(items) if item.ids is not None
+        }
         for truncate in (True, False):
-            places = [place for place, item in enumerate(items) if item.truncate is truncate]
+            places = [p for p, item in enumerate(items) if item.ids is None and item.truncate is truncate]
             if places:
                 rows = self._tokenize([items[place] for place in places], truncate)
                 slots.update((place, self._judge(items[place], rows[index])) for index, place in enumerate(places))
@@ -139,3 +151,7 @@ class TextEncoder:
         if self.loaded.device.type == "cuda":  # pinned memory lets the copy run beside the computation
             return tensor.pin_memory().to(self.loaded.device, non_blocking=True)
         return tensor
+
+
+def _tokens(ids: tuple[int, ...], types: tuple[int, ...] | None) -> Tokens:
+    return Tokens(list(ids), None if types is None else list(types), None)

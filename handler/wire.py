@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Any
+from typing import Any, TypeAlias
 
 import orjson
 
@@ -18,9 +18,15 @@ from handler.batch import Slot, each
 from handler.errors import BadRequest, HandlerError, NotAcceptable, TooLarge
 
 JSON = "application/json"
+RAW = "application/octet-stream"
 FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
 FRAME_BYTES = 1 << 20  # eight bodies of 15.7 MB took 81 s in one message, and 95 ms each in frames of 1 MB
 WHOLE = {"body", "data"}  # the parameters under which a whole body comes; `data` is TorchServe's customary name
+
+# How a request reached TorchServe. The frontend gives each HTTP request some header, and one of gRPC none
+# (InferenceImpl.java, OpenInferenceProtocolImpl.java); only the latter's body has a type then.
+HTTP, GRPC, OPEN_INFERENCE_GRPC = "http", "grpc", "open inference grpc"
+STREAM_NEXT = "ts_stream_next"
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,8 @@ class Message:
     fields: Mapping[str, bytes | bytearray] = field(default_factory=dict)  # a form's, in place of a body
     explain: bool = False
     path: str = ""  # behind /predictions/NAME/VERSION/
+    transport: str = HTTP
+    json_length: str = ""  # Inference-Header-Content-Length: of the JSON before binary tensors
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,10 @@ class Reply:
     content_type: str = JSON
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
+
+
+# An error and its text, in ASCII -> the document that a protocol has for it.
+Shape: TypeAlias = Callable[[HandlerError, str], Mapping[str, Any]]
 
 
 def read(rows: Sequence[Mapping[str, Any]], context: Any) -> list[Slot[Message]]:
@@ -60,9 +72,15 @@ def is_describe(rows: Sequence[Mapping[str, Any]], context: Any) -> bool:
 
 
 def write(
-    replies: Sequence[Slot[Reply]], context: Any, limit: int, send: Callable[..., None] | None = None
+    replies: Sequence[Slot[Reply]],
+    context: Any,
+    limit: int,
+    send: Callable[..., None] | None = None,
+    shapes: Sequence[Shape] = (),
 ) -> list[bytes]:
     """Replies and errors to the bodies of the rows; statuses and content types go to the context.
+
+    `shapes` says for each row how its protocol writes errors; without them all are native.
 
     TorchServe kills the worker for a body over max_response_size (CodecUtils.java:26), so one over `limit` becomes
     that request's 413. Only ASCII strings are handed over: lengths are counted in characters and written in
@@ -70,20 +88,29 @@ def write(
     """
     bodies: list[bytes] = []
     for index, slot in enumerate(replies):
-        reply = slot if isinstance(slot, Reply) else error_reply(slot)
+        shape = shapes[index] if shapes else native_error
+        reply = slot if isinstance(slot, Reply) else error_reply(slot, shape)
         if len(reply.body) > limit:
-            reply = error_reply(TooLarge(f"the answer has {len(reply.body)} bytes; the limit is {limit}"))
-        tell(reply, context, index)
+            reply = error_reply(TooLarge(f"the answer has {len(reply.body)} bytes; the limit is {limit}"), shape)
+        reply = tell(reply, context, index)
         bodies.append(_send_frames(reply.body, context, index, send) if send else reply.body)
     return bodies
 
 
-def tell(reply: Reply, context: Any, index: int) -> None:
-    """Puts all of a row's reply but its body into the context."""
+def tell(reply: Reply, context: Any, index: int) -> Reply:
+    """Puts all of a row's reply but its body into the context; the reply as its transport can carry it."""
+    transport = _transport(context.get_all_request_header(index))
+    if transport == OPEN_INFERENCE_GRPC and reply.status >= 400:
+        reply = _as_tensor(reply, context)
+    if transport == GRPC:
+        # StreamPredictions reads it without asking whether it is there, and the worker dies (GRPCJob.java:137).
+        # A unary call passes over it. What streams sets it again (otf_message_handler.py:97).
+        context.set_response_header(index, STREAM_NEXT, "false")
     context.set_response_status(reply.status, HTTPStatus(reply.status).phrase, index)
     context.set_response_content_type(index, reply.content_type)
     for name, value in reply.headers.items():
         context.set_response_header(index, name, value)
+    return reply
 
 
 def negotiate(accept: str, offered: Sequence[str]) -> str:
@@ -123,11 +150,9 @@ def _send_frames(body: bytes, context: Any, index: int, send: Callable[..., None
     """Sends a large body ahead in pieces, and returns what is left for the batch's own message.
 
     The frontend's decoder begins again at a message's first byte on every read from the socket
-    (ModelResponseDecoder.java:28). A unary gRPC call takes one message only; nothing but HTTP has a Host.
+    (ModelResponseDecoder.java:28). A unary gRPC call takes one message only.
     """
-    if len(body) <= FRAME_BYTES or not any(
-        name.lower() == "host" for name in context.get_all_request_header(index)
-    ):
+    if len(body) <= FRAME_BYTES or _transport(context.get_all_request_header(index)) != HTTP:
         return body
     for start in range(0, len(body), FRAME_BYTES):
         piece = {index: body[start : start + FRAME_BYTES]}
@@ -136,19 +161,53 @@ def _send_frames(body: bytes, context: Any, index: int, send: Callable[..., None
     return b""
 
 
-def error_reply(error: HandlerError) -> Reply:
-    """The one place where errors become HTTP."""
+def error_reply(error: HandlerError, shape: Shape | None = None) -> Reply:
+    """The one place where errors become HTTP; a protocol's shape says what their documents look like."""
     message = str(error).encode("ascii", "replace").decode()
-    document = {"error": {"code": error.status, "type": error.type, "message": message}}
-    return Reply(orjson.dumps(document), status=error.status)
+    return Reply(orjson.dumps((shape or native_error)(error, message)), status=error.status)
+
+
+def native_error(error: HandlerError, message: str) -> dict[str, Any]:
+    """An error in the native protocol."""
+    return {"error": {"code": error.status, "type": error.type, "message": message}}
+
+
+def plain_error(error: HandlerError, message: str) -> dict[str, Any]:
+    """An error as KServe's protocols and Hugging Face's services write it."""
+    return {"error": message}
+
+
+def _as_tensor(reply: Reply, context: Any) -> Reply:
+    """An error that TorchServe's Open Inference gRPC can carry: an answer whose one tensor is called `error`.
+
+    Statuses are passed over there, and an answer that lacks any of these keys kills the worker (GRPCJob.java:173).
+    An exception would have a status, and fail the whole batch with it.
+    """
+    said = {"code": reply.status, **orjson.loads(reply.body)}
+    tensor = {"name": "error", "datatype": "BYTES", "shape": [1], "data": [said]}
+    name = str(getattr(context, "model_name", ""))
+    return Reply(orjson.dumps({"id": "", "model_name": name, "model_version": "", "outputs": [tensor]}))
+
+
+def _transport(headers: Mapping[str, Any]) -> str:
+    """How a request came; parameters stand among the headers as {"content-type": ...}."""
+    if any(isinstance(value, str) for value in headers.values()):
+        return HTTP
+    typed = [value for value in headers.values() if isinstance(value, Mapping) and value.get("content-type")]
+    return OPEN_INFERENCE_GRPC if typed else GRPC
 
 
 def _read(row: Mapping[str, Any], raw_headers: Mapping[str, Any]) -> Message:
     # Parameter names share this mapping with the headers, as {"content-type": …}; names keep the case sent.
     headers = {name.lower(): value for name, value in raw_headers.items() if isinstance(value, str)}
     content_type = headers.get("content-type", "")
-    accept = headers.get("accept", "")
-    explain, path = headers.get("explain") == "True", headers.get("url_path", "")
+    about: dict[str, Any] = {
+        "accept": headers.get("accept", ""),
+        "explain": headers.get("explain") == "True",
+        "path": headers.get("url_path", ""),
+        "transport": _transport(raw_headers),
+        "json_length": headers.get("inference-header-content-length", ""),
+    }
     whole = row.keys() & WHOLE
     if len(row) == 1 and whole:
         name = whole.pop()
@@ -157,9 +216,9 @@ def _read(row: Mapping[str, Any], raw_headers: Mapping[str, Any]) -> Message:
             content_type = str(part.get("content-type") or "") if isinstance(part, Mapping) else ""
         body = _bytes(row[name])
         encoding = headers.get("content-encoding", "")
-        return Message(body, content_type, encoding, accept, explain=explain, path=path)
+        return Message(body, content_type, encoding, **about)
     fields = {name: _bytes(value) for name, value in row.items()}
-    return Message(content_type=content_type, accept=accept, fields=fields, explain=explain, path=path)
+    return Message(content_type=content_type, fields=fields, **about)
 
 
 def _bytes(value: object) -> bytes | bytearray:

@@ -23,7 +23,7 @@ FLOORS = [
     {"errors", "rules", "reading"},
     {"config", "draining", "batch", "measures"},
     {"wire", "request", "devices", "lanes", "loading", "pooling", "memory", "layers", "tensors"},
-    {"text_encoder", "protocols", "spans", "golden"},
+    {"text_encoder", "protocols", "spans", "golden", "provenance"},
     {"tasks"},
     {"pipeline", "generation"},
     {"wings"},

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import orjson
 
 from handler.errors import BadRequest
+from handler.protocols.openai_embeddings import error_document
 from handler.request import MOST_PROBLEMS
 from handler.rules import BOOLEAN, Problem, Rule, check, integer, key, label, nearest, number
 
@@ -123,12 +124,6 @@ def _is_content(content: Any) -> bool:
             for part in content
         )
     )
-
-
-def error_document(status: int, message: str) -> Document:
-    """An error in the protocol's shape."""
-    kind = "invalid_request_error" if status < 500 else "server_error"
-    return {"error": {"message": message, "type": kind, "param": None, "code": None}}
 
 
 @dataclass

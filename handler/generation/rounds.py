@@ -32,8 +32,9 @@ from handler.errors import HandlerError, InternalError, InvalidRequest, LoadErro
 from handler.generation.application import Ask, Exchange, News
 from handler.generation.engine import ENGINES, Engine
 from handler.generation.measures import Gauges, Timed, log
-from handler.generation.openai_protocol import COMPLETIONS, EMBEDDINGS, error_document, event_of
+from handler.generation.openai_protocol import COMPLETIONS, EMBEDDINGS, event_of
 from handler.generation.routes import EVENT_STREAM, Route, Served, find, refusal
+from handler.protocols.openai_embeddings import error_document
 from handler.wire import Message, Reply
 
 logger = logging.getLogger(__name__)
@@ -128,7 +129,7 @@ class Generation:
             if reply is None:
                 del context.request_ids[index]
                 continue
-            wire.tell(reply, context, index)
+            reply = wire.tell(reply, context, index)
             bodies[index] = reply.body
             criteria[index] = lambda _, ends=ends: ends  # type: ignore[misc]
         context.stopping_criteria = criteria

@@ -25,15 +25,15 @@ from handler.generation.openai_protocol import (
     Document,
     Stream,
     Usage,
-    error_document,
     event_of,
     judge,
     text_of,
     with_usage,
 )
+from handler.protocols.openai_embeddings import openai_error
 from handler.request import MOST_PROBLEMS
 from handler.rules import BOOLEAN, TEXT, Rule, check, integer, key, number, optional
-from handler.wire import Message, Reply, error_reply
+from handler.wire import GRPC, OPEN_INFERENCE_GRPC, Message, Reply, error_reply
 
 EVENT_STREAM = "text/event-stream; charset=utf-8"  # it always is, but clients go by the type
 
@@ -103,6 +103,8 @@ PASSED_ON = (*DRAWN, "stop", "presence_penalty", "frequency_penalty", "seed")
 def find(message: Message, served: Served) -> Route | Reply:
     """A message's route, or its answer, where no engine is needed. Raises HandlerError."""
     path = message.path.strip("/")
+    if message.transport == OPEN_INFERENCE_GRPC:
+        raise NotOffered("this model generates text, which is no tensor; ask over HTTP")
     if path == MODELS:
         return _models(served)
     offered = (*served.engine.fields, MODELS)
@@ -118,15 +120,15 @@ def find(message: Message, served: Served) -> Route | Reply:
         raise BadRequest("the body is not valid JSON") from err
     if not isinstance(document, dict):
         raise BadRequest("the body is not a JSON object")
+    if document.get("stream") and message.transport == GRPC:  # the frontend drops it then (GRPCJob.isOpen)
+        raise InvalidRequest("stream: TorchServe's gRPC ends a stream after its first piece; ask over HTTP")
     return _openai(path, document, served) if path else _native(document, served)
 
 
 def refusal(message: Message | None, error: HandlerError) -> Reply:
     """An error as the protocol has it that the request speaks."""
-    if message is None or not message.path.strip("/").startswith("v1/"):
-        return error_reply(error)
-    text = str(error).encode("ascii", "replace").decode()
-    return Reply(orjson.dumps(error_document(error.status, text)), status=error.status)
+    openai = message is not None and message.path.strip("/").startswith("v1/")
+    return error_reply(error, openai_error if openai else None)
 
 
 def _models(served: Served) -> Reply:

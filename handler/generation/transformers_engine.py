@@ -21,9 +21,10 @@ from handler.devices import BATCH_TOKENS
 from handler.errors import MAX_MESSAGE, LoadError
 from handler.generation.application import Application, Asgi
 from handler.generation.engine import Engine, Load
-from handler.generation.openai_protocol import CHAT, COMPLETIONS, error_document
+from handler.generation.openai_protocol import CHAT, COMPLETIONS
 from handler.generation.sampling import choose
 from handler.loading import DTYPES, OFFLINE, check_directory
+from handler.protocols.openai_embeddings import error_document
 
 # What the application takes and leaves undone: its own UNUSED_… fields, and what continuous batching drops.
 NOT_DONE = frozenset(

@@ -12,46 +12,42 @@ from typing import Any
 
 import orjson
 
-from handler.errors import BadRequest, InvalidRequest, NotOffered, TooLarge, UnsupportedMediaType
+from handler.errors import BadRequest, InvalidRequest, UnsupportedMediaType
+from handler.protocols.protocol import About, Done, Model, Protocol, Teller
 from handler.request import Call, FormText
 from handler.rules import label, nearest
-from handler.wire import FORMS, JSON, Message, Reply
+from handler.wire import FORMS, JSON, Message, native_error
 
 EXPECTED = 'expected a JSON object such as {"%s": "..."}, plain text, or a form'
 
 
-def read(message: Message, field: str, max_bytes: int) -> Call:
+def read(message: Message, document: Any, model: Model) -> Call:
     """A message to a call.
 
-    Args:
-        message: as it came.
-        field: how the task calls one input; a list of them has an s more.
-        max_bytes: the most that a body may hold.
-
     Raises:
-        BadRequest, NotOffered, TooLarge, UnsupportedMediaType, InvalidRequest: as their names say.
+        BadRequest, UnsupportedMediaType, InvalidRequest: as their names say.
     """
-    if message.explain:
-        raise NotOffered("this model gives no explanations; send the request to /predictions")
-    size = len(message.body) + sum(map(len, message.fields.values()))
-    if size > max_bytes:
-        raise TooLarge(f"the body has {size} bytes; the limit is {max_bytes}")
-    if message.encoding.lower() not in ("", "identity"):
-        raise UnsupportedMediaType("content-encoding: only identity is read")
-    if not message.fields and not message.body and message.content_type.lower().startswith(FORMS):
-        raise BadRequest("the form has no fields; JSON is sent as content-type: application/json")
+    field = model.field
     if message.fields:
-        return _call(_form(message.fields, field), field)
+        return call(_form(message.fields, field), field)
     if not message.body.strip():
         raise BadRequest(f"the body is empty; {EXPECTED % field}")
     if _kind(message) == "text":
         return Call(field, (_text(message.body),), True, {})
-    return _call(_json(message.body, field), field)
+    return call(read_json(message.body, field), field)
 
 
-def write(document: Mapping[str, Any]) -> Reply:
-    """A task's answer to a reply. NumPy's float32 is written at its own shortest length."""
-    return Reply(orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY))
+def write(task: Teller, done: Done, about: About) -> Any:
+    """A task's own document."""
+    return task.answer(done.request, done.results, about)
+
+
+def is_json(message: Message) -> bool:
+    """Whether a message's body is read as JSON."""
+    try:
+        return not message.fields and _kind(message) == "json"
+    except UnsupportedMediaType:
+        return False
 
 
 def _kind(message: Message) -> str:
@@ -69,7 +65,8 @@ def _kind(message: Message) -> str:
     raise UnsupportedMediaType("content-type: expected application/json, text/plain or a form")
 
 
-def _json(body: bytes | bytearray, field: str) -> dict[str, Any]:
+def read_json(body: bytes | bytearray, field: str) -> dict[str, Any]:
+    """A JSON object. Raises BadRequest."""
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError as err:  # its message may quote the body, its position does not
@@ -95,7 +92,8 @@ def _form(fields: Mapping[str, bytes | bytearray], field: str) -> dict[str, Any]
     return {name: text if name in inputs else FormText(text) for name, text in texts.items()}
 
 
-def _call(document: Mapping[str, Any], field: str) -> Call:
+def call(document: Mapping[str, Any], field: str) -> Call:
+    """A document to a call. Raises InvalidRequest."""
     many = field + "s"
     parameters = {name: value for name, value in document.items() if name not in (field, many)}
     if field in document and many in document:
@@ -109,3 +107,6 @@ def _call(document: Mapping[str, Any], field: str) -> Call:
     if not isinstance(document[many], list):
         raise InvalidRequest(f"{many}: expected a list of strings")
     return Call(many, document[many], False, parameters)
+
+
+NATIVE = Protocol("native", read, write, native_error, negotiates=True)

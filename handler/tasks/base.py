@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,23 +14,18 @@ import torch
 from handler.batch import Slot
 from handler.config import TASKS, HandlerConfig
 from handler.errors import NonFiniteOutput
-from handler.request import Call, Request, TextItem
-from handler.tensors import Tensors
+from handler.protocols.protocol import About, Teller
+from handler.request import Call, Column, Request, TextItem
 from handler.text_encoder import Rows, Tokens
 
 
-@dataclass(frozen=True)
-class About:
-    """What an answer may say of its making."""
-
-    model_name: str
-    inference_time_ms: float
-
-
-class Task(Protocol):
+class Task(Teller, Protocol):
     """One model, and what is done with it. No step touches a request that is not its own."""
 
     field: str  # how a request calls one input; a list of them has an s more
+    beside: str  # what each input may have of its own, as a question its context; "": nothing
+    inputs: Sequence[Column]  # as metadata tells of them
+    outputs: Sequence[Column]  # of `columns`; none where they are known only when they are there
     max_tokens: int
     media_types: Sequence[str]  # that answers may be written in; none: JSON, whatever is accepted
 
@@ -47,9 +41,6 @@ class Task(Protocol):
     def decode(self, request: Request, outputs: Sequence[tuple[Any, ...]]) -> Sequence[Any]:
         """One request's outputs, those of all its rows for each item, to its results; raises NonFiniteOutput."""
 
-    def answer(self, request: Request, results: Sequence[Any], about: About) -> dict[str, Any] | Tensors:
-        """The native protocol's document."""
-
     def describe(self) -> dict[str, Any]:
         """What the management API shows of the model."""
 
@@ -58,6 +49,17 @@ def require_finite(outputs: Sequence[npt.NDArray[np.float32] | torch.Tensor]) ->
     """Raises NonFiniteOutput where one request's outputs hold a NaN or an infinity: JSON has neither."""
     if not all((torch if isinstance(output, torch.Tensor) else np).isfinite(output).all() for output in outputs):
         raise NonFiniteOutput("the model answered NaN or infinity")
+
+
+def text_inputs(field: str, *more: Column, tokens: bool = False) -> tuple[Column, ...]:
+    """The columns of a task that reads texts, or, with `tokens`, what is tokenized already in their place."""
+    names = ("input_ids", "attention_mask", "token_type_ids") if tokens else ()
+    return (Column(field, "BYTES", (-1,)), *more, *(Column(name, "INT64", (-1, -1)) for name in names))
+
+
+def unlisted(request: Request, values: Sequence[Any]) -> Any:
+    """The only value for one input, a list for a list."""
+    return values[0] if request.single else list(values)
 
 
 def document(request: Request, predictions: Sequence[Any], about: About) -> dict[str, Any]:

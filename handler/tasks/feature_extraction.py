@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,13 @@ from handler.batch import Slot
 from handler.config import HandlerConfig
 from handler.loading import load
 from handler.pooling import pool, read_pooling
-from handler.request import Call, Limits, Request, TextItem, read_text_request
+from handler.protocols.protocol import About
+from handler.request import Call, Column, Limits, Request, TextItem, read_text_request
 from handler.rules import BOOLEAN, key
-from handler.tasks.base import About, require_finite
+from handler.tasks.base import require_finite, text_inputs, unlisted
 from handler.text_encoder import Rows, TextEncoder, Tokens
 
-Embedding = npt.NDArray[np.float32]  # (size,)
+Vector = npt.NDArray[np.float32]  # (size,)
 
 
 @dataclass(frozen=True)
@@ -31,21 +32,33 @@ class Parameters:
     truncation: bool = key(BOOLEAN, "cut a text to the model's limit; false: refuse it with 413", True)
 
 
+@dataclass(frozen=True)
+class Embedding:
+    """One text's vector."""
+
+    vector: Vector
+    tokens: int  # that were read for it
+
+
 class FeatureExtraction:
     """A sentence encoder; pooling and normalisation are taken from the model's own files."""
 
     field = "text"
+    beside = ""
     media_types = ()
+    inputs = text_inputs("text", tokens=True)
 
     def __init__(self, config: HandlerConfig, encoder: TextEncoder) -> None:
         self.encoder = encoder
         self.max_tokens = encoder.loaded.max_tokens
         self.limits = Limits(config.max_items, config.max_text_bytes)
         self.pooling = read_pooling(encoder.loaded.directory, config.pooling, config.normalize)
+        size = encoder.loaded.model.config.hidden_size * len(self.pooling.names)
+        self.outputs = (Column("embedding", "FP32", (-1, size)), Column("tokens", "INT64", (-1,)))
 
     def parse(self, call: Call) -> Request:
         """Texts, with truncation."""
-        return read_text_request(call, Parameters, self.limits)
+        return read_text_request(call, Parameters, self.limits, self.encoder.vocabulary)
 
     def encode(self, items: Sequence[TextItem]) -> list[Slot[Rows]]:
         """Texts to tokens."""
@@ -57,17 +70,33 @@ class FeatureExtraction:
         """Tokens to vectors, pooled in float32 whatever the model runs in."""
         output, mask = self.encoder.forward(rows)
         with torch.inference_mode():
-            return list(pool(output.last_hidden_state.float(), mask, self.pooling).cpu().numpy())
+            vectors = pool(output.last_hidden_state.float(), mask, self.pooling).cpu().numpy()
+        return [Embedding(vector, len(row)) for vector, row in zip(vectors, rows, strict=True)]
 
     def decode(self, request: Request, outputs: Sequence[tuple[Embedding]]) -> Sequence[Embedding]:
         """The vectors, if they are numbers."""
         embeddings = [embedding for (embedding,) in outputs]
-        require_finite(embeddings)
+        require_finite([embedding.vector for embedding in embeddings])
         return embeddings
 
     def answer(self, request: Request, results: Sequence[Embedding], about: About) -> dict[str, Any]:
         """A list of vectors, for one text too."""
-        return {"embeddings": list(results)}
+        return {"embeddings": self.predictions(request, results)}
+
+    def predictions(self, request: Request, results: Sequence[Embedding]) -> Sequence[Vector]:
+        """Each text's vector."""
+        return [result.vector for result in results]
+
+    def pipeline(self, request: Request, results: Sequence[Embedding], asked: Collection[str]) -> Any:
+        """One vector for a text: pooled, where the pipeline would answer with those of all tokens."""
+        return unlisted(request, self.predictions(request, results))
+
+    def columns(self, request: Request, results: Sequence[Embedding]) -> dict[str, Any]:
+        """The vectors, and how many tokens were read for each."""
+        return {
+            "embedding": np.array([result.vector for result in results]),
+            "tokens": np.array([result.tokens for result in results], np.int64),
+        }
 
     def describe(self) -> dict[str, Any]:
         """How the vectors are made."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -16,9 +16,10 @@ from handler.batch import Slot
 from handler.config import HandlerConfig
 from handler.errors import HandlerError, InvalidRequest, LoadError, TooLarge
 from handler.loading import load
-from handler.request import Call, Limits, Request, TextItem, read_text_request
+from handler.protocols.protocol import About
+from handler.request import Call, Column, Limits, Request, TextItem, read_text_request
 from handler.rules import BOOLEAN, integer, key, optional, strings
-from handler.tasks.base import About, document, require_finite
+from handler.tasks.base import document, require_finite, text_inputs, unlisted
 from handler.text_encoder import Rows, TextEncoder, Tokens
 
 TOP_K = 5  # where neither request nor recipe says: as in transformers' pipeline
@@ -67,7 +68,10 @@ class FillMask:
     """A masked language model."""
 
     field = "text"
+    beside = ""
     media_types = ()
+    inputs = text_inputs("text", tokens=True)
+    outputs = (Column("fillings", "BYTES", (-1,)),)
 
     def __init__(self, config: HandlerConfig, encoder: TextEncoder) -> None:
         loaded = encoder.loaded
@@ -85,7 +89,7 @@ class FillMask:
 
     def parse(self, call: Call) -> Request:
         """Texts, with top_k, targets and truncation."""
-        request = read_text_request(call, Parameters, self.limits)
+        request = read_text_request(call, Parameters, self.limits, self.encoder.vocabulary)
         top_k = request.parameters.top_k or self.top_k
         if top_k > self.size:
             raise InvalidRequest(f"top_k: expected at most {self.size}, the tokens that the model knows")
@@ -93,7 +97,10 @@ class FillMask:
         if request.parameters.targets is not None:
             targets = self._token_ids(request.parameters.targets)
             top_k = min(top_k, len(targets))
-        items = (MaskedText(item.text, item.truncate, None, top_k, targets) for item in request.items)
+        items = (
+            MaskedText(item.text, item.truncate, None, top_k, targets, ids=item.ids, types=item.types)
+            for item in request.items
+        )
         return replace(request, items=tuple(items))
 
     def encode(self, items: Sequence[TextItem]) -> list[Slot[Rows]]:
@@ -126,6 +133,18 @@ class FillMask:
             return {"predictions": results[0]}
         return document(request, results, about)
 
+    def predictions(self, request: Request, results: Sequence[Fillings]) -> Sequence[Fillings]:
+        """What may fill each text."""
+        return results
+
+    def pipeline(self, request: Request, results: Sequence[Fillings], asked: Collection[str]) -> Any:
+        """The same; a list of one text is answered as one text (pipelines/fill_mask.py:257)."""
+        return results[0] if len(results) == 1 else unlisted(request, results)
+
+    def columns(self, request: Request, results: Sequence[Fillings]) -> dict[str, Any]:
+        """What may fill each text."""
+        return {"fillings": list(results)}
+
     def describe(self) -> dict[str, Any]:
         """How a mask is written, and how many tokens are offered for it."""
         return {"mask": self.tokenizer.mask_token, "top_k": self.top_k}
@@ -150,7 +169,7 @@ class FillMask:
         mask = self.tokenizer.mask_token_id
         masks = [index for index, token in enumerate(row.ids) if token == mask]
         if not masks:
-            lost = any(mask in part.ids for part in row.encoding.overflowing)
+            lost = row.encoding is not None and any(mask in part.ids for part in row.encoding.overflowing)
             where = f"in the first {self.max_tokens} tokens, to which it is cut" if lost else "in the text"
             return InvalidRequest(f"expected at least one {self.tokenizer.mask_token} {where}")
         if len(masks) * item.top_k > MOST_SEQUENCES:

@@ -17,8 +17,8 @@ raises for a text, such as `handler.errors.InvalidRequest`, is what its request 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,10 @@ import torch
 from handler.batch import Slot
 from handler.config import HandlerConfig
 from handler.errors import LoadError
+from handler.protocols.protocol import About
 from handler.request import Call, Limits, Request, TextItem, read_parameters, read_texts, several
-from handler.tasks.base import About, document, require_finite
-from handler.tensors import WRITERS, Tensors
+from handler.tasks.base import document, require_finite, text_inputs
+from handler.tensors import WRITERS, Tensors, column, columns, plain
 from handler.text_encoder import Rows, Tokens
 
 
@@ -53,12 +54,15 @@ class Text(Tokens):
 class OwnTask:
     """Somebody's class, as the pipeline uses tasks."""
 
+    beside = ""
     media_types = tuple(WRITERS)
+    outputs = ()  # only `run` knows
 
     def __init__(self, config: HandlerConfig, task: Any) -> None:
         self.task = task
         self.name = config.task
         self.field: str = getattr(task, "field", "text")
+        self.inputs = text_inputs(self.field)
         self.max_tokens = config.max_tokens or 1
         self.limits = Limits(config.max_items, config.max_text_bytes)
 
@@ -106,6 +110,20 @@ class OwnTask:
                 "time_ms": about.inference_time_ms,
             },
         )
+
+    def predictions(self, request: Request, results: Sequence[Mapping[str, Any]]) -> Sequence[dict[str, Any]]:
+        """Each result, tensors as JSON has numbers."""
+        return [{name: plain(value) for name, value in result.items()} for result in results]
+
+    def pipeline(self, request: Request, results: Sequence[Mapping[str, Any]], asked: Collection[str]) -> None:
+        """There is none."""
+
+    def columns(self, request: Request, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """What the results hold, name by name."""
+        answer = self.answer(replace(request, single=False), results, About("", 0))
+        if isinstance(answer, Tensors):
+            return columns(answer)
+        return {name: column([result.get(name) for result in results]) for name in results[0]}
 
     def describe(self) -> dict[str, Any]:
         """What the class says of itself."""

@@ -6,7 +6,7 @@ the hidden states of some layers side by side.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,11 @@ from handler.config import HandlerConfig
 from handler.errors import InvalidRequest, LoadError, TooLarge
 from handler.layers import LowerLayers
 from handler.loading import DTYPES, OFFLINE, check_directory, read_json
-from handler.request import Call, Limits, Request, TextItem, read_text_request, several
+from handler.protocols.protocol import About
+from handler.request import Call, Column, Limits, Request, TextItem, read_text_request, several
 from handler.rules import BOOLEAN, integer, key, optional
-from handler.tasks.base import About, require_finite
-from handler.tensors import WRITERS, Tensors, size_limit
+from handler.tasks.base import require_finite, text_inputs
+from handler.tensors import WRITERS, Tensors, columns, plain, size_limit
 from handler.text_encoder import Rows, Tokens
 
 PROVEN_ROWS = 8  # of padding that are computed to see what they hold
@@ -74,7 +75,9 @@ class PromptEncoding:
     """A decoder's lower layers, and the template that prompts are put into."""
 
     field = "prompt"
+    beside = ""
     media_types = tuple(WRITERS)
+    inputs = text_inputs("prompt")
 
     def __init__(self, config: HandlerConfig, tokenizer: Any, layers: LowerLayers) -> None:
         if not tokenizer.chat_template:
@@ -86,6 +89,12 @@ class PromptEncoding:
         self.limits = Limits(config.max_items, config.max_text_bytes)
         self.pads_left = tokenizer.padding_side == "left"
         self.pad_id = int(tokenizer.pad_token_id or 0)
+        self.outputs = (
+            Column("prompt_embeds", "FP32", (-1, -1, len(layers.layers) * layers.width)),
+            Column("text_ids", "INT64", (-1, -1, 4)),
+            Column("tokens", "INT64", (-1,)),
+            Column("truncated", "BOOL", (-1,)),
+        )
         # (layers x width,): what a row of padding holds, wherever it stands; None where that is not so.
         self.padding: torch.Tensor | None = None
         if self.pads_left and config.padding == "fill":
@@ -152,6 +161,25 @@ class PromptEncoding:
             if self.padding is not None:
                 tensors["padding"] = [self.padding]
         return Tensors(tensors, said)
+
+    def predictions(self, request: Request, results: Sequence[Encoded]) -> Sequence[dict[str, Any]]:
+        """Each prompt's hidden states, as JSON has numbers."""
+        return [
+            {
+                "prompt_embeds": plain(result.states),
+                "text_ids": plain(_text_ids(result)),
+                "tokens": result.count,
+                "truncated": result.truncated,
+            }
+            for result in results
+        ]
+
+    def pipeline(self, request: Request, results: Sequence[Encoded], asked: Collection[str]) -> None:
+        """There is none."""
+
+    def columns(self, request: Request, results: Sequence[Encoded]) -> dict[str, Any]:
+        """The tensors in float32, and what is said of each prompt."""
+        return columns(self.answer(request, results, About("", 0)))
 
     def describe(self) -> dict[str, Any]:
         """Which hidden states these are."""

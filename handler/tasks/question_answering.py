@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -16,10 +16,11 @@ from handler.batch import Slot
 from handler.config import HandlerConfig
 from handler.errors import InvalidRequest, LoadError, TooLarge
 from handler.loading import load
-from handler.request import Call, Limits, Request, TextItem, read_parameters, read_texts
+from handler.protocols.protocol import About
+from handler.request import Call, Column, Limits, Request, TextItem, read_parameters, read_texts
 from handler.rules import BOOLEAN, Rule, integer, key, optional
 from handler.spans import Answers, choose
-from handler.tasks.base import About, document, require_finite
+from handler.tasks.base import document, require_finite, text_inputs, unlisted
 from handler.text_encoder import Rows, TextEncoder, Tokens
 
 MOST_TOKENS = 384  # of a window, and
@@ -54,7 +55,16 @@ class QuestionAnswering:
     """An extractive reader. A long context is read in windows, whose answers are put together."""
 
     field = "question"
+    beside = "context"
     media_types = ()
+    inputs = text_inputs("question", Column("context", "BYTES", (1,)), Column("contexts", "BYTES", (-1,)))
+    outputs = (
+        Column("answer", "BYTES", (-1,)),
+        Column("score", "FP32", (-1,)),
+        Column("start", "INT64", (-1,)),
+        Column("end", "INT64", (-1,)),
+        Column("answers", "BYTES", (-1,)),
+    )
 
     def __init__(self, config: HandlerConfig, encoder: TextEncoder) -> None:
         tokenizer = encoder.loaded.tokenizer
@@ -112,9 +122,27 @@ class QuestionAnswering:
 
     def answer(self, request: Request, results: Sequence[Found], about: About) -> dict[str, Any]:
         """The best answer to one question; a list of them, with the model and the time, for a list."""
+        return document(request, self.predictions(request, results), about)
+
+    def predictions(self, request: Request, results: Sequence[Found]) -> Sequence[dict[str, Any]]:
+        """The best answer to each question, with the best few if they were asked for."""
         listed = request.parameters.top_k or self.config.top_k
-        predictions = [{**found[0], "answers": found} if listed else found[0] for found in results]
-        return document(request, predictions, about)
+        return [{**found[0], "answers": found} if listed else found[0] for found in results]
+
+    def pipeline(self, request: Request, results: Sequence[Found], asked: Collection[str]) -> Any:
+        """As transformers 4: an answer, or a list of several; for one question or for each of a list."""
+        return unlisted(request, [found[0] if len(found) == 1 else found for found in results])
+
+    def columns(self, request: Request, results: Sequence[Found]) -> dict[str, Any]:
+        """The best answer to each question, and all that were asked for."""
+        best = [found[0] for found in results]
+        return {
+            "answer": [answer["answer"] for answer in best],
+            "score": np.array([answer["score"] for answer in best], np.float32),
+            "start": np.array([answer["start"] for answer in best], np.int64),
+            "end": np.array([answer["end"] for answer in best], np.int64),
+            "answers": list(results),
+        }
 
     def describe(self) -> dict[str, Any]:
         """How long contexts are read."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,20 @@ from handler.batch import Slot
 from handler.config import HandlerConfig
 from handler.errors import LoadError
 from handler.loading import load, read_json
-from handler.request import Call, Limits, Request, TextItem, pair_up, read_text, read_text_request
+from handler.protocols.protocol import About
+from handler.request import (
+    Call,
+    Column,
+    Limits,
+    Request,
+    TextItem,
+    is_tokenized,
+    pair_up,
+    read_text,
+    read_text_request,
+)
 from handler.rules import BOOLEAN, TEXT, integer, key, label, optional
-from handler.tasks.base import About, require_finite
+from handler.tasks.base import require_finite, text_inputs
 from handler.text_encoder import Rows, TextEncoder, Tokens
 
 SIGMOID = "torch.nn.modules.activation.Sigmoid"
@@ -46,7 +57,10 @@ class TextRanking:
     """A cross-encoder: it reads the query and one text together, and gives one score."""
 
     field = "text"
+    beside = ""
     media_types = ()
+    inputs = text_inputs("text", Column("query", "BYTES", (1,)), tokens=True)
+    outputs = (Column("score", "FP32", (-1,)),)
 
     def __init__(self, config: HandlerConfig, encoder: TextEncoder) -> None:
         labels = encoder.loaded.model.config.num_labels
@@ -60,6 +74,9 @@ class TextRanking:
 
     def parse(self, call: Call) -> Request:
         """A query and texts, with top_k, return_texts, raw_scores and truncation."""
+        if is_tokenized(call):  # both texts in one
+            call = replace(call, parameters={"query": "", **call.parameters})
+            return read_text_request(call, Parameters, self.limits, self.encoder.vocabulary)
         request = read_text_request(call, Parameters, self.limits)
         query = read_text(request.parameters.query, "query", self.limits)
         return pair_up(request, [replace(item, text=query, pair=item.text) for item in request.items], self.limits)
@@ -83,12 +100,24 @@ class TextRanking:
 
     def answer(self, request: Request, results: Sequence[np.float32], about: About) -> dict[str, Any]:
         """A list, the best first, for one text too; of equal scores the first text's."""
+        return {"results": self.pipeline(request, results, ())}
+
+    def predictions(self, request: Request, results: Sequence[np.float32]) -> Sequence[np.float32]:
+        """Each text's score."""
+        return results
+
+    def pipeline(self, request: Request, results: Sequence[np.float32], asked: Collection[str]) -> Any:
+        """The same list: transformers has no such pipeline, and those who ask for one expect this."""
         top_k = request.parameters.top_k or self.config.top_k
         order = sorted(range(len(results)), key=lambda index: -results[index])[:top_k]
         ranked: list[dict[str, Any]] = [{"index": index, "score": results[index]} for index in order]
         if request.parameters.return_texts:
             ranked = [{**entry, "text": request.items[entry["index"]].pair} for entry in ranked]
-        return {"results": ranked}
+        return ranked
+
+    def columns(self, request: Request, results: Sequence[np.float32]) -> dict[str, Any]:
+        """The scores, in the order of the texts."""
+        return {"score": np.array(results, np.float32)}
 
     def describe(self) -> dict[str, Any]:
         """What the scores went through."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -16,9 +16,10 @@ from handler.batch import Slot
 from handler.config import AGGREGATION_STRATEGIES, HandlerConfig
 from handler.errors import InvalidRequest
 from handler.loading import load
-from handler.request import Call, Limits, Request, TextItem, read_text_request
+from handler.protocols.protocol import About
+from handler.request import Call, Column, Limits, Request, TextItem, read_text_request
 from handler.rules import BOOLEAN, key, one_of, optional, strings
-from handler.tasks.base import About, document, require_finite
+from handler.tasks.base import document, require_finite, text_inputs, unlisted
 from handler.text_encoder import Rows, TextEncoder, Tokens
 
 
@@ -48,7 +49,10 @@ class TokenClassification:
     """A token classifier. Tokens become entities in transformers' own pipeline, which never runs the model."""
 
     field = "text"
+    beside = ""
     media_types = ()
+    inputs = text_inputs("text")
+    outputs = (Column("entities", "BYTES", (-1,)),)
 
     def __init__(self, config: HandlerConfig, encoder: TextEncoder) -> None:
         loaded = encoder.loaded
@@ -56,7 +60,7 @@ class TokenClassification:
         self.encoder = encoder
         self.max_tokens = loaded.max_tokens
         self.limits = Limits(config.max_items, config.max_text_bytes)
-        self.pipeline = transformers.TokenClassificationPipeline(
+        self.tagger = transformers.TokenClassificationPipeline(
             model=loaded.model, tokenizer=loaded.tokenizer, device=loaded.model.device
         )
 
@@ -86,14 +90,25 @@ class TokenClassification:
             "ignore_labels": None if ignored is None else frozenset(ignored),
         }
         return [
-            self.pipeline.postprocess([_output(row, item.text) for row in rows], **options)
+            self.tagger.postprocess([_output(row, item.text) for row in rows], **options)
             for item, rows in zip(request.items, outputs, strict=True)
         ]
 
     def answer(self, request: Request, results: Sequence[Entities], about: About) -> dict[str, Any]:
         """The entities of one text; a list of them, with the model and the time, for a list."""
-        predictions = [{"entities": entities} for entities in results]
-        return document(request, predictions, about)
+        return document(request, self.predictions(request, results), about)
+
+    def predictions(self, request: Request, results: Sequence[Entities]) -> Sequence[dict[str, Any]]:
+        """The entities of each text."""
+        return [{"entities": entities} for entities in results]
+
+    def pipeline(self, request: Request, results: Sequence[Entities], asked: Collection[str]) -> Any:
+        """The entities, without a name."""
+        return unlisted(request, results)
+
+    def columns(self, request: Request, results: Sequence[Entities]) -> dict[str, Any]:
+        """The entities of each text."""
+        return {"entities": list(results)}
 
     def describe(self) -> dict[str, Any]:
         """The labels, and how tokens become entities."""

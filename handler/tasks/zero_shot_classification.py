@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,10 @@ from handler.batch import Slot
 from handler.config import HandlerConfig
 from handler.errors import InvalidRequest, LoadError, TooLarge
 from handler.loading import load
-from handler.request import Call, Limits, Request, TextItem, pair_up, read_text, read_text_request
+from handler.protocols.protocol import About
+from handler.request import Call, Column, Limits, Request, TextItem, pair_up, read_text, read_text_request
 from handler.rules import BOOLEAN, Rule, key, label
-from handler.tasks.base import About, document, require_finite
+from handler.tasks.base import document, require_finite, text_inputs, unlisted
 from handler.text_encoder import Rows, TextEncoder, Tokens
 
 Logits = npt.NDArray[np.float32]  # (model's labels,)
@@ -46,7 +47,14 @@ class ZeroShotClassification:
     """A model of entailment: it reads a text and what a label says of it, and judges whether that follows."""
 
     field = "text"
+    beside = ""
     media_types = ()
+    inputs = text_inputs("text", Column("candidate_labels", "BYTES", (-1,)))
+    outputs = (
+        Column("label", "BYTES", (-1,)),
+        Column("score", "FP32", (-1,)),
+        Column("scores", "FP32", (-1, -1)),
+    )
 
     def __init__(self, config: HandlerConfig, encoder: TextEncoder) -> None:
         model_config = encoder.loaded.model.config
@@ -90,8 +98,29 @@ class ZeroShotClassification:
 
     def answer(self, request: Request, results: Sequence[Scores], about: About) -> dict[str, Any]:
         """One prediction for one text; a list of them, with the model and the time, for a list."""
-        predictions = [self._prediction(request.parameters.candidate_labels, scores) for scores in results]
-        return document(request, predictions, about)
+        return document(request, self.predictions(request, results), about)
+
+    def predictions(self, request: Request, results: Sequence[Scores]) -> Sequence[dict[str, Any]]:
+        """The labels of each text, the likeliest first."""
+        return [self._prediction(request.parameters.candidate_labels, scores) for scores in results]
+
+    def pipeline(self, request: Request, results: Sequence[Scores], asked: Collection[str]) -> Any:
+        """The same, with the text."""
+        texts = [item.text for item in request.items[:: request.items_per_input]]
+        predictions = self.predictions(request, results)
+        return unlisted(
+            request, [{"sequence": text, **said} for text, said in zip(texts, predictions, strict=True)]
+        )
+
+    def columns(self, request: Request, results: Sequence[Scores]) -> dict[str, Any]:
+        """The best label and its score, and all scores in the order of the request's labels."""
+        scores = np.array(results, np.float32)
+        labels = request.parameters.candidate_labels
+        return {
+            "label": [labels[best] for best in scores.argmax(axis=1)],
+            "score": scores.max(axis=1),
+            "scores": scores,
+        }
 
     def describe(self) -> dict[str, Any]:
         """The model's labels, and which of them say what."""

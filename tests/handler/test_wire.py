@@ -27,6 +27,9 @@ class Context:
     def set_response_content_type(self, index, value):
         self.processors[index].add_response_property("content-type", value)
 
+    def set_response_header(self, index, name, value):
+        self.processors[index].add_response_property(name, value)
+
 
 def read(row, **headers):
     [slot] = wire.read([row], Context({name.replace("_", "-"): value for name, value in headers.items()}))
@@ -38,7 +41,7 @@ def test_a_body_with_its_type():
 
 
 def test_grpc_sends_no_headers():
-    assert read({"data": bytearray(b"{}")}, data={"content-type": ""}) == Message(b"{}")
+    assert read({"data": bytearray(b"{}")}, data={"content-type": ""}) == Message(b"{}", transport=wire.GRPC)
 
 
 def test_a_form():

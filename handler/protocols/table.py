@@ -1,0 +1,70 @@
+"""Which protocol a request speaks: what it came over, then its path, then its JSON's keys; else the native one.
+
+| what tells | protocol |
+| --- | --- |
+| TorchServe's Open Inference gRPC, or the header `Inference-Header-Content-Length` | open-inference |
+| the path `v2/infer`, `v2/metadata` or `v1/embeddings` | that one |
+| the key `instances` | kserve-v1, Vertex AI |
+| the key `inputs`, a list of objects with a `datatype` | open-inference |
+| the key `inputs` | hugging-face |
+| anything else | native |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from handler.protocols.hugging_face import HUGGING_FACE
+from handler.protocols.kserve_v1 import KSERVE_V1
+from handler.protocols.native import NATIVE, is_json
+from handler.protocols.open_inference import METADATA, OPEN_INFERENCE
+from handler.protocols.openai_embeddings import OPENAI_EMBEDDINGS
+from handler.protocols.protocol import Model, Protocol
+from handler.wire import OPEN_INFERENCE_GRPC, Message
+
+PATHS: Mapping[str, Protocol] = {
+    "v2/infer": OPEN_INFERENCE,
+    "v2/metadata": METADATA,
+    "v1/embeddings": OPENAI_EMBEDDINGS,
+}
+KEYS: Mapping[str, Callable[[Any], Protocol]] = {
+    "instances": lambda value: KSERVE_V1,
+    "inputs": lambda value: OPEN_INFERENCE if _are_tensors(value) else HUGGING_FACE,
+}
+PROTOCOLS = (NATIVE, HUGGING_FACE, KSERVE_V1, OPEN_INFERENCE, OPENAI_EMBEDDINGS)
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """A message, and the protocol that it speaks."""
+
+    protocol: Protocol
+    message: Message
+    document: Any = None  # its JSON, where that was read to find out
+
+
+def find(message: Message, model: Model) -> Spoken:
+    """The protocol that a message speaks. Whether it speaks it well is for the protocol to say."""
+    if message.transport == OPEN_INFERENCE_GRPC or message.json_length:
+        return Spoken(OPEN_INFERENCE, message)
+    if message.path and (protocol := PATHS.get(message.path.strip("/"))):
+        return Spoken(protocol, message)
+    # What has none of the words is not read here. A task's own field may be called as one.
+    keys = [key for key in KEYS if key.encode() in message.body and key not in (model.field, model.field + "s")]
+    if keys and len(message.body) <= model.max_body_bytes and is_json(message):
+        try:
+            document = orjson.loads(message.body)
+        except orjson.JSONDecodeError:
+            document = None
+        for key in keys:
+            if isinstance(document, dict) and key in document and model.field not in document:
+                return Spoken(KEYS[key](document[key]), message, document)
+    return Spoken(NATIVE, message)
+
+
+def _are_tensors(value: object) -> bool:
+    return isinstance(value, list) and any(isinstance(one, dict) and "datatype" in one for one in value)
