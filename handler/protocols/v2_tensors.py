@@ -73,6 +73,8 @@ def read_tensors(inputs: object, rest: bytes, encoded: bool) -> list[Tensor]:
             values, rest = _from_bytes(rest[:size], datatype, where), rest[size:]
         else:
             values = _from_json(found.get("data"), datatype, where, encoded)
+        if encoded and count and not values:  # OpenInferenceProtocolImpl.java reads only `contents`
+            raise InvalidRequest(f"{where}: no values came; TorchServe's gRPC drops raw_input_contents")
         if len(values) != count:
             raise InvalidRequest(f"{where}: {len(values)} values for a shape of {count}")
         tensors.append(Tensor(name, datatype, tuple(shape), values))

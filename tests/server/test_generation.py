@@ -8,6 +8,7 @@ import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import grpc
 import openai
 import psutil
 import pytest
@@ -15,6 +16,7 @@ import requests
 
 from client import ManagementClient
 from tests.support import archives, tiny_models
+from tests.support.grpc import Inference
 from tests.support.reference import generated
 from tests.support.rounds import PROMPTS, messages, whole
 from tests.support.serving import Serving, served
@@ -81,6 +83,22 @@ def test_a_native_stream_comes_piece_by_piece(server, wanted):
         events = [line.removeprefix("data: ") for line in response.iter_lines(decode_unicode=True) if line]
     assert events[-1] == "[DONE]" and len(events) > 3
     assert "".join(json.loads(event)["text"] for event in events[:-1]) == whole(wanted[PROMPTS[1]])
+
+
+def test_grpc_gets_whole_answers(server, wanted):
+    """Unary, and as a stream of one piece, whose end nobody named would kill the worker."""
+    before = worker_pid(server)
+    asked = {"prompt": PROMPTS[0], "max_new_tokens": NEW}
+    with grpc.insecure_channel(server.grpc_address) as channel:
+        inference = Inference(channel)
+        [streamed] = inference.stream("chat", data=json.dumps(asked).encode())
+        whole_ = inference.predict("chat", data=json.dumps(asked).encode())
+        assert {json.loads(one)["response"] for one in (streamed, whole_)} == {wanted[PROMPTS[0]]}
+        for call in (inference.predict, lambda *a, **k: next(inference.stream(*a, **k))):
+            refused = json.loads(call("chat", data=json.dumps({**asked, "stream": True}).encode()))
+            assert "ask over HTTP" in refused["error"]["message"]
+            assert "error" in json.loads(call("chat", x=b"\xff"))
+    assert worker_pid(server) == before
 
 
 def test_two_hundred_for_thirty_two_places(server, wanted):

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,9 +21,11 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 @contextmanager
-def served(model_store: Path, models: list[str], *arguments: str) -> Iterator[Serving]:
+def served(
+    model_store: Path, models: list[str], *arguments: str, environment: Mapping[str, str] | None = None
+) -> Iterator[Serving]:
     """A server for many tests, which ends as it should."""
-    with Serving(model_store, models, *arguments) as running:
+    with Serving(model_store, models, *arguments, environment=environment) as running:
         yield running
     assert running.status == 0
 
@@ -34,9 +36,15 @@ class Serving(TorchServe):
     status: int | None = None  # what it ended with
 
     def __init__(
-        self, model_store: Path, models: list[str], *arguments: str, fails_with: str | None = None
+        self,
+        model_store: Path,
+        models: list[str],
+        *arguments: str,
+        environment: Mapping[str, str] | None = None,
+        fails_with: str | None = None,
     ) -> None:
-        super().__init__(model_store, models, environment={"PYTHONPATH": str(ROOT)}, fails_with=fails_with)
+        environment = {"PYTHONPATH": str(ROOT), **(environment or {})}
+        super().__init__(model_store, models, environment=environment, fails_with=fails_with)
         self.arguments = ["--model-store", str(model_store), "--models", *models, *arguments]
 
     @property
@@ -48,6 +56,10 @@ class Serving(TorchServe):
     def exporter_url(self) -> str:
         """Where the gateway's metrics are."""
         return f"http://127.0.0.1:{self.port_base + 6}/metrics"
+
+    @property
+    def grpc_address(self) -> str:
+        return f"127.0.0.1:{self.port_base + 3}"
 
     @property
     def supervisor(self) -> int:
