@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -56,7 +57,7 @@ class TextEncoder:
         if stride is not None and stride >= room:  # the tokenizer's Rust would panic, and take the worker along
             raise LoadError(f"handler.stride is {stride}, but a window has room for {room} tokens")
 
-    @property
+    @cached_property
     def vocabulary(self) -> Vocabulary:
         """What a client may send that has tokenized its texts itself."""
         config = self.loaded.model.config

@@ -19,7 +19,7 @@ from handler.protocols.protocol import About, Done, Model, Protocol, Teller
 from handler.protocols.v2_tensors import Tensor, as_metadata, read_tensors, write_tensor
 from handler.request import Call, TokenIds
 from handler.rules import label
-from handler.wire import OPEN_INFERENCE_GRPC, RAW, Message, Reply
+from handler.wire import JSON, OPEN_INFERENCE_GRPC, RAW, Message, Reply
 
 IDS, MASK, TYPES = "input_ids", "attention_mask", "token_type_ids"
 HEADER = "Inference-Header-Content-Length"
@@ -55,12 +55,13 @@ def read(message: Message, document: Any, model: Model) -> Call:
     if len(by_name) < len(tensors):
         raise InvalidRequest("inputs: expected each tensor once")
     name, inputs = _inputs(by_name, model)
+    lists = {column.name for column in model.inputs if column.shape == (-1,)}
     for tensor in by_name.values():
         if tensor.name in parameters:
             raise InvalidRequest(f"inputs: {label(tensor.name)} is also in parameters")
-        alone = len(tensor.values) == 1 and tensor.name != model.beside + "s"
+        alone = len(tensor.values) == 1 and tensor.name not in lists
         parameters[tensor.name] = tensor.values[0] if alone else tensor.values
-    return Call(name, inputs, False, parameters, wanted=wanted)
+    return Call(name, inputs, False, parameters, RAW if binary else JSON, wanted)
 
 
 def write(task: Teller, done: Done, about: About) -> Any:

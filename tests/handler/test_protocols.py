@@ -571,3 +571,98 @@ def test_a_bad_row_of_any_protocol_leaves_the_others_bytes_unchanged(services, t
     timeless = [re.sub(rb'"inference_time_ms":[0-9.e-]+', b"", r.body) for r in (*alone, *mixed)]
     assert {response.status for response in alone} == {200}
     assert timeless[: len(alone)] == timeless[len(alone) :]
+
+
+# -- tasks whose answers are tensors, or whatever a recipe's class says
+
+OWN = """
+import numpy as np
+
+
+class Mine:
+    field = "input"  # whose list has the name that other protocols begin with
+
+    def __init__(self, directory, options, device):
+        pass
+
+    def run(self, texts):
+        return [{"size": len(text), "said": text, "about": {"of": [text]}} for text in texts]
+
+
+class Vectors(Mine):
+    field = "text"
+
+    def run(self, texts):
+        return [{"vector": np.full(2, len(text), np.float32), "size": len(text)} for text in texts]
+"""
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    home = tmp_path_factory.mktemp("prompts")
+    tiny_models.prompt_encoder(home / "model")
+    return worker.start(home, task="prompt-encoding", layers=[1, 2], max_length=16)
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_prompts(encoder, binary):
+    native = good(encoder, frames.ask(prompts=["a cat", "a dog on a roof"]))
+    document = {"inputs": [spoken.text_tensor("prompt", ["a cat", "a dog on a roof"])]}
+    if binary:
+        document["parameters"] = {"binary_data_output": True}
+        [response] = frames.predict(encoder, [spoken.binary(document)])
+        length = int(response.headers[HEADER])
+        outputs = {tensor["name"]: tensor for tensor in json.loads(response.body[:length])["outputs"]}
+        size = outputs["prompt_embeds"]["parameters"]["binary_data_size"]
+        embeds = np.frombuffer(response.body[length : length + size], "<f4").reshape(2, 16, -1)
+    else:
+        found = columns(good(encoder, frames.ask(document)))
+        embeds = found["prompt_embeds"]
+        assert found["text_ids"].tolist() == native["text_ids"] and found["tokens"].tolist() == native["tokens"]
+        assert found["truncated"].tolist() == native["truncated"]
+    np.testing.assert_allclose(embeds, native["prompt_embeds"], atol=1e-4)
+
+
+def test_prompts_of_other_protocols(encoder):
+    native = good(encoder, frames.ask(prompt="a cat"))
+    piped = good(encoder, frames.ask({"inputs": "a cat"}))
+    assert piped.keys() == native.keys() and piped["shapes"] == native["shapes"]
+    [predicted] = good(encoder, frames.ask({"instances": ["a cat"]}))["predictions"]
+    np.testing.assert_allclose(predicted["prompt_embeds"], native["prompt_embeds"][0], atol=1e-4)
+    compact = {"inputs": [spoken.text_tensor("prompt", ["a cat", "a"])], "parameters": {"compact": True}}
+    found = columns(good(encoder, frames.ask(compact)))
+    assert {"prompt_embeds.0", "prompt_embeds.1", "padding"} <= found.keys()
+    request = frames.post(json.dumps({"inputs": "a cat"}).encode(), accept="application/x-safetensors")
+    assert frames.predict(encoder, [request])[0].content_type == "application/x-safetensors"
+
+
+def test_tasks_of_ones_own(tmp_path, monkeypatch):
+    tiny_models.classifier(tmp_path / "model")
+    (tmp_path / "own_of_protocols.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    mine = worker.start(tmp_path, task="own_of_protocols:Mine")
+    assert good(mine, frames.ask(inputs=["ab"]))["predictions"][0]["size"] == 2  # native, by its own field
+    said = {"size": 2, "said": "ab", "about": {"of": ["ab"]}}
+    assert good(mine, frames.ask({"instances": ["ab"]})) == {"predictions": [said]}
+    found = columns(
+        good(
+            mine,
+            frames.post(
+                json.dumps({"inputs": [spoken.text_tensor("input", ["ab", "c"])]}).encode(), url_path="v2/infer"
+            ),
+        )
+    )
+    assert found["size"].tolist() == [2, 1] and found["said"] == ["ab", "c"]
+    assert [json.loads(text) for text in found["about"]] == [{"of": ["ab"]}, {"of": ["c"]}]
+    vectors = worker.start(tmp_path, task="own_of_protocols:Vectors")
+    found = columns(good(vectors, frames.ask({"inputs": [spoken.text_tensor("text", ["ab", "c"])]})))
+    assert found["vector"].tolist() == [[2, 2], [1, 1]] and found["size"].tolist() == [2, 1]
+    assert good(vectors, frames.ask({"instances": ["ab"]})) == {"predictions": [{"vector": [2, 2], "size": 2}]}
+
+
+def test_one_label_is_a_list_of_one(services):
+    asked = {
+        "inputs": [spoken.text_tensor("text", ["a"]), spoken.text_tensor("candidate_labels", ["film, battery"])]
+    }
+    found = columns(good(services["zero-shot-classification"], frames.ask(asked)))
+    assert found["label"] == ["film, battery"] and found["scores"].shape == (1, 1)
