@@ -191,8 +191,9 @@ def _as_tensor(reply: Reply, context: Any) -> Reply:
 
 def _transport(headers: Mapping[str, Any]) -> str:
     """How a request came; parameters stand among the headers as {"content-type": ...}."""
-    if any(isinstance(value, str) for value in headers.values()):
-        return HTTP
+    for value in headers.values():
+        if isinstance(value, str):
+            return HTTP
     typed = [value for value in headers.values() if isinstance(value, Mapping) and value.get("content-type")]
     return OPEN_INFERENCE_GRPC if typed else GRPC
 

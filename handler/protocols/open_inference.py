@@ -131,7 +131,7 @@ def _read_outputs(outputs: object, binary: bool) -> dict[str, bool] | None:
 
 def _inputs(tensors: dict[str, Tensor], model: Model) -> tuple[str, Sequence[object]]:
     """The tensors that hold inputs, taken out of all: how they are called, and texts or tokens."""
-    text = next((name for name in (model.field, model.field + "s") if name in tensors), None)
+    text = next((name for name in model.names if name in tensors), None)
     if text is None and IDS not in tensors:
         known = ", ".join(column.name for column in model.inputs)
         raise InvalidRequest(f"inputs: {model.field} is missing; this model reads {known}")

@@ -33,6 +33,11 @@ class Model:
     outputs: Sequence[Column]
     max_body_bytes: int
 
+    @property
+    def names(self) -> tuple[str, str]:
+        """How a request calls its inputs."""
+        return self.field, self.field + "s"
+
 
 class Teller(typing.Protocol):
     """How a task tells its results: the part of a task that protocols see."""

@@ -35,6 +35,7 @@ KEYS: Mapping[str, Callable[[Any], Protocol]] = {
     "instances": lambda value: KSERVE_V1,
     "inputs": lambda value: OPEN_INFERENCE if _are_tensors(value) else HUGGING_FACE,
 }
+WORDS = {key: key.encode() for key in KEYS}  # a body that has none of them is not read here
 PROTOCOLS = (NATIVE, HUGGING_FACE, KSERVE_V1, OPEN_INFERENCE, OPENAI_EMBEDDINGS)
 
 
@@ -53,8 +54,8 @@ def find(message: Message, model: Model) -> Spoken:
         return Spoken(OPEN_INFERENCE, message)
     if message.path and (protocol := PATHS.get(message.path.strip("/"))):
         return Spoken(protocol, message)
-    # What has none of the words is not read here. A task's own field may be called as one.
-    keys = [key for key in KEYS if key.encode() in message.body and key not in (model.field, model.field + "s")]
+    # A task's own field may be called as another protocol's key.
+    keys = [key for key, word in WORDS.items() if word in message.body and key not in model.names]
     if keys and len(message.body) <= model.max_body_bytes and is_json(message):
         try:
             document = orjson.loads(message.body)
