@@ -90,6 +90,7 @@ def test_everything_that_is_copied_is_there_and_nothing_more():
         "tests/conftest.py",
         "docker/secrets/grafana_admin_password",
         "docker/compose.yaml",
+        "docker/gateway.yaml",
         ".env",
     ],
 )
@@ -139,20 +140,24 @@ def test_a_service_is_confined(name):
     assert service["cap_drop"] == ["ALL"] and "cap_add" not in service and "privileged" not in service
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert int(service["user"].partition(":")[0]) > 0
-    assert service["tmpfs"] and service["healthcheck"]["test"][0] == "CMD"
+    assert service["tmpfs"]
+    assert name == "network" or service["healthcheck"]["test"][0] == "CMD"
     assert "build" in service or DIGEST.fullmatch(service["image"])
 
 
 def test_only_the_gateway_is_published_and_on_loopback():
-    assert [name for name, service in SERVICES.items() if "ports" in service] == ["gateway"]
-    assert all(port.startswith("127.0.0.1:") for port in SERVICES["gateway"]["ports"])
+    assert [name for name, service in SERVICES.items() if "ports" in service] == ["network"]
+    [port] = SERVICES["network"]["ports"]
+    assert port.startswith("127.0.0.1:")
+    gateway = yaml.safe_load((DOCKER / "gateway.yaml").read_text())
+    assert gateway["listen"].endswith(port[port.rindex(":") :])
     extra = yaml.safe_load((DOCKER / "compose.dashboard.yaml").read_text())["services"]
     assert all(port.startswith("127.0.0.1:") for port in extra["grafana"]["ports"])
 
 
 def test_torchserve_stays_on_loopback():
-    """Server and Prometheus are in the gateway's network; Grafana is not."""
-    assert SERVICES["server"]["network_mode"] == SERVICES["prometheus"]["network_mode"] == "service:gateway"
+    """Server and Prometheus are in one network; Grafana is not in it."""
+    assert SERVICES["server"]["network_mode"] == SERVICES["prometheus"]["network_mode"] == "service:network"
     assert SERVICES["grafana"]["networks"] == ["dashboards"] and COMPOSE["networks"]["dashboards"]["internal"]
 
 
