@@ -28,6 +28,9 @@ from tests.support.dockerfile import Dockerfile, Instruction, Stage
 ROOT = Path(__file__).resolve().parent.parent.parent
 MIRROR = os.environ.get("DEBIAN_MIRROR", "http://deb.debian.org/debian")
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+DOCKER_CLEAN = """DPkg::Post-Invoke { "rm -f /var/cache/apt/archives/*.deb"; };
+Dir::Cache::pkgcache ""; Dir::Cache::srcpkgcache "";
+"""
 SHELLS = ("usr/bin/dash", "usr/bin/bash")  # to which /bin/sh, /bin/bash and /bin/rbash lead in Debian 12
 
 
@@ -80,7 +83,9 @@ class Builder:
                 stdout=subprocess.DEVNULL,
             )
             security = f"deb {MIRROR}-security bookworm-security main\ndeb {MIRROR} bookworm-updates main\n"
-            (unfinished / "etc/apt/sources.list.d/updates.list").write_text(security)  # as the image has
+            apt = unfinished / "etc/apt"  # as the image has them
+            (apt / "sources.list.d/updates.list").write_text(security)
+            (apt / "apt.conf.d/docker-clean").write_text(DOCKER_CLEAN)
             unfinished.rename(files)
         return Image(files)
 
@@ -244,6 +249,9 @@ def start(
     files = shlex.quote(str(image.files))
     mounts.lines += ["ip link set lo up", f"mount --bind {files} {files}"]
     mounts.processes_and_devices()
+    hosts = shlex.quote(str(image.files / "dev" / "hosts"))  # an engine writes them
+    mounts.lines.append(f"hostname container && echo 127.0.0.1 localhost container > {hosts}")
+    mounts.lines.append(f"mount --bind {hosts} {shlex.quote(str(mounts.place('etc/hosts', directory=False)))}")
     mounts.memory("tmp", f"nosuid,nodev,{tmp_options}")
     for source, target in (volumes or {}).items():
         mounts.read_only(source, target)
