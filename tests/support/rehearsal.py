@@ -249,6 +249,7 @@ def start(
     files = shlex.quote(str(image.files))
     mounts.lines += ["ip link set lo up", f"mount --bind {files} {files}"]
     mounts.processes_and_devices()
+    mounts.lines.append(f"mount --types sysfs --options ro sysfs {files}/sys")
     hosts = shlex.quote(str(image.files / "dev" / "hosts"))  # an engine writes them
     mounts.lines.append(f"hostname container && echo 127.0.0.1 localhost container > {hosts}")
     mounts.lines.append(f"mount --bind {hosts} {shlex.quote(str(mounts.place('etc/hosts', directory=False)))}")
