@@ -7,7 +7,8 @@ import sys
 import urllib.error
 import urllib.request
 
-DEFAULT = f"http://127.0.0.1:{os.environ.get('AIP_HTTP_PORT', '8080')}/health"
+PORT = os.environ.get("AIP_HTTP_PORT") or os.environ.get("PORT") or "8080"  # as serving/container.py has it
+DEFAULT = f"http://127.0.0.1:{PORT}/health"
 
 
 def main() -> int:

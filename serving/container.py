@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 KSERVE = Path("/mnt/models")
 SAGEMAKER = Path("/opt/ml/model")
 REPOSITORY = Path("/repository")
+SCRAPED = "0.0.0.0:8083"  # by KServe's Prometheus, as the runtime's annotation says
 INSIDE = 8084  # TorchServe's own port for predictions, behind the gateway
 
 
@@ -40,6 +41,7 @@ class Contract:
     health: str | None = None  # paths beside the gateway's own
     predict: str | None = None
     keys: str | None = None  # a file, or `platform`
+    metrics: str | None = None  # where Prometheus is answered; None leaves it on loopback
     archives: tuple[str, ...] = ()  # NAME=FILE of the store; all where there is none
 
 
@@ -90,6 +92,7 @@ def read_contract(environment: Mapping[str, str], sagemaker: bool) -> Contract:
         told.get("HEALTH_ROUTE") or base.health,
         told.get("PREDICT_ROUTE") or base.predict,
         keys,
+        told.get("METRICS") or base.metrics,
         base.archives,
     )
 
@@ -102,9 +105,11 @@ def _platform(told: Mapping[str, str], sagemaker: bool) -> Contract:
     if sagemaker:
         return Contract(SAGEMAKER, 8080, keys=PLATFORM)
     if (KSERVE / "model-store").is_dir():
-        return Contract(KSERVE / "model-store", keys=PLATFORM, archives=_snapshot(KSERVE / "config"))
+        return Contract(
+            KSERVE / "model-store", keys=PLATFORM, metrics=SCRAPED, archives=_snapshot(KSERVE / "config")
+        )
     if recognition.is_model(KSERVE):
-        return Contract(KSERVE, keys=PLATFORM)
+        return Contract(KSERVE, keys=PLATFORM, metrics=SCRAPED)
     return Contract(REPOSITORY)
 
 
@@ -141,6 +146,8 @@ def prepare(contract: Contract, environment: Mapping[str, str], place: Path) -> 
     told = _gateway(environment)
     told["listen"] = f"0.0.0.0:{contract.port}"
     told["keys"] = contract.keys
+    if contract.metrics:
+        told["metrics"] = contract.metrics
     for name in ("health", "predict"):
         if path := getattr(contract, name):
             told[name] = [*(told.get(name) or []), path]

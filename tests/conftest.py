@@ -20,6 +20,18 @@ settings.register_profile("no clock", deadline=None, suppress_health_check=[Heal
 settings.load_profile("no clock")
 
 
+ASKED_FOR = ("image", "monitoring", "slow")  # what takes minutes, root or other programs
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Runs these where their marker is asked for, and else deselects them."""
+    asked = config.option.markexpr
+    out = [item for item in items for name in ASKED_FOR if item.get_closest_marker(name) and name not in asked]
+    if out:
+        config.hook.pytest_deselected(items=out)
+        items[:] = [item for item in items if item not in out]
+
+
 @pytest.fixture(autouse=True)
 def clean_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As shipped: the handler reads JSON itself, and nothing may reach for a model hub.

@@ -1,6 +1,7 @@
 """What a request is for: the native route, or one of the OpenAI protocol's; and how its answer is written.
 
     /predictions/NAME                               native
+    /predictions/NAME/VERSION/generate-stream       native, with `stream`
     /predictions/NAME/VERSION/v1/chat/completions   OpenAI's, as are v1/completions, v1/embeddings and v1/models
 
 No other path of the engine's application can be reached.
@@ -96,6 +97,7 @@ class Sampling:
     stream: bool = key(BOOLEAN, "answer piece by piece", False)
 
 
+STREAMED = "generate-stream"  # the native route, with `stream` said by the path
 DRAWN = ("temperature", "top_p", "top_k")
 PASSED_ON = (*DRAWN, "stop", "presence_penalty", "frequency_penalty", "seed")
 
@@ -108,6 +110,9 @@ def find(message: Message, served: Served) -> Route | Reply:
     if path == MODELS:
         return _models(served)
     offered = (*served.engine.fields, MODELS)
+    streamed = path == STREAMED
+    if streamed:
+        path = ""
     if path and path not in offered:
         raise NotOffered(f"there is no such path; expected {', '.join(offered)}, or none")
     if not path and CHAT not in served.engine.fields:
@@ -120,6 +125,8 @@ def find(message: Message, served: Served) -> Route | Reply:
         raise BadRequest("the body is not valid JSON") from err
     if not isinstance(document, dict):
         raise BadRequest("the body is not a JSON object")
+    if streamed:
+        document = {**document, "stream": True}
     if document.get("stream") and message.transport == GRPC:  # the frontend drops it then (GRPCJob.isOpen)
         raise InvalidRequest("stream: TorchServe's gRPC ends a stream after its first piece; ask over HTTP")
     return _openai(path, document, served) if path else _native(document, served)

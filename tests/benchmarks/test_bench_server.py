@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 @pytest.mark.server
 @pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed: apt-get install wrk")
+@pytest.mark.slow
 def test_it_measures_this_project_beside_the_ceiling(tmp_path):
     line = [sys.executable, "-P", "-m", "benchmarks", "encoder", "--only", "ours,ceiling"]
     line += ["--tasks", "text-classification", "--texts", "32", "--results", str(tmp_path)]

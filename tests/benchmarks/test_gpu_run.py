@@ -48,6 +48,7 @@ def positive(*values):
     return all(math.isfinite(value) and value > 0 for value in values)
 
 
+@pytest.mark.slow
 def test_a_whole_run(short_path):
     run = start(short_path)
     _, said = run.communicate(timeout=240)
@@ -67,6 +68,7 @@ def test_a_whole_run(short_path):
     assert [path.name for path in short_path.iterdir()] == ["out"]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_cut_off_ends_what_it_started_and_keeps_what_it_had(short_path):
     run = start(short_path, "--parts", "correctness")
     assert run.stderr is not None

@@ -47,7 +47,7 @@ def test_kserve(mounted):
     store, config = mounted / "kserve" / "model-store", mounted / "kserve" / "config"
     store.mkdir(parents=True)
     config.mkdir()
-    assert read_contract({}, False) == Contract(store, keys="platform")
+    assert read_contract({}, False) == Contract(store, keys="platform", metrics="0.0.0.0:8083")
     models = {"a": {"1.0": {"marName": "a.mar", "minWorkers": 1}}, "b": {"2": {"marName": "x.mar"}}}
     lines = ["inference_address=http://0.0.0.0:8085", f"model_snapshot={json.dumps({'models': models})}"]
     (config / "config.properties").write_text("\n".join(lines))

@@ -44,6 +44,7 @@ class Container:
             "TMPDIR": self.temp.name,
             "PORT_BASE": str(self.base),
             "PORT": str(self.port),
+            "METRICS": f"127.0.0.1:{self.base + 6}",
             **variables,
         }
         if "AIP_HTTP_PORT" in variables:
@@ -57,12 +58,16 @@ class Container:
         return self
 
     def __exit__(self, *failure):
-        family = [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
+        family = self.family()
         self.stop()
-        _, left = psutil.wait_procs([one for one in family if one.pid != self.process.pid], timeout=10)
+        _, left = psutil.wait_procs(family, timeout=10)
         self.output = self.log.read_text(errors="replace")
         self.temp.cleanup()
         assert not left
+
+    def family(self):
+        """What it has started; nothing once it has ended."""
+        return psutil.Process(self.process.pid).children(recursive=True) if self.process.poll() is None else []
 
     def stop(self):
         if self.process.poll() is None:
@@ -122,6 +127,7 @@ def test_vertex_ai(model):
 
 def test_kserve(model, tmp_path):
     store = tmp_path / "model-store"
+    store.mkdir()
     archives.build_model(store, "film", model, "text-classification")
     (tmp_path / "config").mkdir()
     snapshot = {"models": {"film": {"1.0": {"marName": "film.mar"}}}}
@@ -148,9 +154,10 @@ def test_a_model_that_does_not_load_ends_it(model):
 def test_when_either_ends_so_does_it(model, victim):
     with Container({"repository": model}, KEYS="platform") as here:
         here.probe("/health")
-        family = psutil.Process(here.process.pid).children(recursive=True)
+        family = here.family()
         next(process for process in family if process.name() == victim).kill()
         assert here.process.wait(60) == 1
+        assert not psutil.wait_procs(family, timeout=10)[1]
     assert "ended by itself" in here.output
 
 

@@ -110,7 +110,7 @@ def server(store):
         yield running
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", [pytest.param("flux2-prompt", marks=pytest.mark.slow), "flux2-klein-prompt"])
 def test_verify_knows_what_bfloat16_does_to_forty_layers(name, server, models):
     command = [sys.executable, "-m", "client", "verify", name, "--model", str(models[name])]
     urls = ["--inference-url", server.inference_url, "--management-url", server.management_url]

@@ -14,10 +14,12 @@ import uuid
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import openai
 import psutil
 import pytest
 import requests
+import tritonclient.http
 
 from client import ManagementClient
 from serving.gateway import keys
@@ -109,6 +111,38 @@ def test_health_needs_no_key(server, path):
 def test_the_seeds_way_to_generate(ask):
     answer = ask("/generate", {"prompt": "a", "max_new_tokens": 4}).json()
     assert answer["output_token_count"] <= 4 and "response" in answer
+
+
+def test_the_seeds_way_to_stream(server, tokens):
+    """Its client's own lines, with our URL and key."""
+    headers = {"Authorization": f"Bearer {tokens['ann']}"}
+    asked = {"prompt": "hello", "max_tokens": 8, "temperature": 0.7}
+    response = requests.post(f"{server.gateway_url}/generate-stream", headers=headers, json=asked, stream=True)
+    told = [line[6:] for line in response.iter_lines() if line.startswith(b"data: ")]
+    assert told[-1] == b"[DONE]" and "".join(json.loads(piece)["text"] for piece in told[:-1])
+
+
+def test_the_seeds_triton_client(server, tokens, ask):
+    """As its TritonClient does: readiness, tokenized input, logits; and metadata and texts."""
+    client = tritonclient.http.InferenceServerClient(server.gateway_url.partition("//")[2])
+    headers = {"Authorization": f"Bearer {tokens['ann']}"}
+    assert client.is_server_live() and client.is_server_ready() and client.is_model_ready("tiny")
+    metadata = client.get_model_metadata("tiny", headers=headers)
+    assert metadata["name"] == "tiny" and {"input_ids", "text"} <= {given["name"] for given in metadata["inputs"]}
+    ids, mask = np.array([[2, 5, 6, 3]]), np.ones((1, 4), dtype=np.int64)
+    inputs = [
+        tritonclient.http.InferInput("input_ids", ids.shape, "INT64"),
+        tritonclient.http.InferInput("attention_mask", mask.shape, "INT64"),
+    ]
+    inputs[0].set_data_from_numpy(ids)
+    inputs[1].set_data_from_numpy(mask)
+    outputs = [tritonclient.http.InferRequestedOutput("logits")]
+    found = client.infer("tiny", inputs, outputs=outputs, headers=headers).as_numpy("logits")
+    assert found.shape[0] == 1 and np.isfinite(found).all()
+    text = tritonclient.http.InferInput("text", [1], "BYTES")
+    text.set_data_from_numpy(np.array(["a film"], dtype=object))
+    label = client.infer("tiny", [text], headers=headers).as_numpy("label")[0]
+    assert label.decode() == ask("/predict", TEXT).json()["label"]
 
 
 def test_the_openai_client(server, tokens):
@@ -408,7 +442,7 @@ def test_readiness_is_true_through_a_start_a_workers_death_and_a_stop(store):
             pass
         while predict() != 200:
             time.sleep(0.02)
-        wait_for(lambda: server.health() == 200)
+        wait_for(lambda: watch.seen[-1][2] == 200)
         stopper = threading.Thread(target=server.stop)
         stopper.start()
         while predict() == 200:

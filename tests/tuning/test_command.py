@@ -68,6 +68,7 @@ def test_a_text_that_the_handler_refuses_ends_the_run(temp, tiny):
 
 
 @pytest.mark.server
+@pytest.mark.slow
 def test_a_whole_run(temp, tiny):
     model = tiny["feature-extraction"] / "model"
     run = start(
@@ -98,6 +99,7 @@ def test_a_whole_run(temp, tiny):
 
 
 @pytest.mark.server
+@pytest.mark.slow
 def test_a_run_that_is_cut_off_leaves_nothing(temp, tiny):
     model = tiny["text-classification"] / "model"
     run = start(temp, "--model", model, "--task", "text-classification", "--quick")
