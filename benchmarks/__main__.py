@@ -19,9 +19,10 @@ VERBS = {
     "options": "dtype, int8, compile and attention: what each gains, and what it costs in the answers",
     "prompt": "prompts for diffusion models: exactness, what is saved, large answers, the seed's service",
     "generation": "text generation: both engines beside their own servers, the seed's service, a thousand streams",
+    "gateway": "the gateway's cost, and 100,000 malformed requests through it",
     "memory": "whether a worker grows over 100,000 requests",
     "archive": "building an archive, beside torch-model-archiver",
-    "all": "archive, overhead, options, prompt, generation, memory, encoder",
+    "all": "archive, overhead, options, prompt, generation, gateway, memory, encoder",
 }
 
 
@@ -55,7 +56,9 @@ def arguments(line: Sequence[str] | None = None) -> argparse.Namespace:
             flag, type=names(known), default=known, metavar="NAME,…", help=f"encoder: of {', '.join(known)}"
         )
     parser.add_argument("--texts", type=int, default=512, help="encoder: of each set (default: %(default)s)")
-    parser.add_argument("--requests", type=int, default=100_000, help="memory: how many (default: %(default)s)")
+    parser.add_argument(
+        "--requests", type=int, default=100_000, help="memory, gateway: how many (default: %(default)s)"
+    )
     parser.add_argument(
         "--streams",
         type=int,
@@ -73,7 +76,7 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGINT):  # servers are ended on the way out
         signal.signal(number, signal.default_int_handler)
     try:
-        order = ("archive", "overhead", "options", "prompt", "generation", "memory", "encoder")
+        order = ("archive", "overhead", "options", "prompt", "generation", "gateway", "memory", "encoder")
         for verb in [verb for verb in order if flags.verb in (verb, "all")]:
             measure(verb, flags)
     except (Unavailable, Failed, OSError) as err:
@@ -87,7 +90,7 @@ def main() -> int:
 
 def measure(verb: str, flags: argparse.Namespace) -> None:
     """One verb, from the first measurement to the table."""
-    from benchmarks import archive, closed_loop, encoder, machine, memory, options, overhead, report  # noqa: PLC0415
+    from benchmarks import archive, closed_loop, encoder, gateway, machine, memory, options, overhead, report  # noqa: PLC0415
     from benchmarks.figures import Results  # noqa: PLC0415
     from benchmarks.generation import measure as generation  # noqa: PLC0415
     from benchmarks.prompt import measure as prompt  # noqa: PLC0415
@@ -107,6 +110,7 @@ def measure(verb: str, flags: argparse.Namespace) -> None:
         "generation": {"rounds": plan.rounds, "streams": flags.streams},
         "encoder": vars(plan),
         "overhead": {"rounds": plan.rounds, "seconds": plan.seconds},
+        "gateway": {"rounds": plan.rounds, "seconds": plan.seconds, "requests": flags.requests},
         "memory": {"requests": flags.requests},
         "archive": {"rounds": plan.rounds, "megabytes": flags.megabytes},
     }
@@ -130,6 +134,8 @@ def measure(verb: str, flags: argparse.Namespace) -> None:
         prompt.measure(flags.rounds, results, say)
     elif verb == "generation":
         generation.measure(flags.rounds, flags.streams, results, say)
+    elif verb == "gateway":
+        gateway.measure(flags.rounds, flags.seconds, flags.requests, results, say)
     elif verb == "memory":
         memory.measure(flags.requests, results, say)
     else:

@@ -28,6 +28,7 @@ def markdown(results: Results, chart: Path | None) -> str:
         "options": _options,
         "prompt": _prompt,
         "generation": _generation,
+        "gateway": _gateway,
         "memory": _memory,
         "archive": _archive,
     }
@@ -204,6 +205,24 @@ def _options(results: Results) -> Iterator[str]:
         yield table(
             [*head, "cosine: least / median" if cosines else "probability: most off / labels changed"], rows
         )
+
+
+def _gateway(results: Results) -> Iterator[str]:
+    yield _goals(goals.gateway(results))
+    rows = []
+    for cell in ("mixed@1", "mixed@16", "mixed@64"):
+        found = {name: results.values("text-classification", name, cell) for name in ("direct", "gateway")}
+        late = [results.values("text-classification", name, cell, "p50") for name in ("direct", "gateway")]
+        more = [late[1][number] - late[0][number] for number in sorted(late[0])]
+        rates = [spread(list(values.values()), 0) for values in found.values()]
+        rows.append(
+            [cell.partition("@")[2], *rates, spread(ratios(found["gateway"], found["direct"]), 2), spread(more)]
+        )
+    yield table(["connections", "texts/s without", "with", "ratio", "median later by, ms"], rows)
+    sent = results.extra["malformed"]
+    told = ", ".join(f"{count:,} got {status}" for status, count in sent["statuses"].items())
+    same = "The worker was the same at the end." if sent["same_worker"] else "The worker was another at the end."
+    yield f"Of {sent['requests']:,} malformed requests {told}. {same}"
 
 
 def _memory(results: Results) -> Iterator[str]:

@@ -19,7 +19,7 @@ from handler import batch, devices, golden, provenance, wire
 from handler.batch import Deadline, Slot, distinct, each
 from handler.config import ModelConfig
 from handler.draining import Drain
-from handler.errors import HandlerError, LoadError
+from handler.errors import HandlerError, LoadError, ServerFault
 from handler.lanes import Lanes
 from handler.measures import Measures
 from handler.memory import Memory, fingerprint
@@ -48,6 +48,7 @@ class Requests:
     deadline: Deadline
     measures: Measures
     shapes: Sequence[Shape]  # of each slot's errors
+    ids: Sequence[str]  # the clients' own
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ class Answers:
     slots: list[Slot[Answered]]
     measures: Measures
     shapes: Sequence[Shape]
+    ids: Sequence[str]
 
 
 class BatchPipeline:
@@ -127,7 +129,7 @@ class BatchPipeline:
                     asked, [outputs[next(cursor)] for _ in asked.request.items], requests.deadline
                 ),
             )
-        return Answers(answered, requests.measures, requests.shapes)
+        return Answers(answered, requests.measures, requests.shapes, requests.ids)
 
     def postprocess(self, answers: Answers, context: Any, send: Callable[..., None]) -> list[bytes]:
         """Results and errors to bodies; `send` sends a piece of a large one ahead."""
@@ -201,7 +203,8 @@ class BatchPipeline:
     def _requests(self, messages: Sequence[Slot[Message]], deadline: Deadline, measures: Measures) -> Requests:
         spoken = each(messages, lambda message: table.find(message, self.model))
         shapes = [native_error if isinstance(one, HandlerError) else one.protocol.error for one in spoken]
-        return Requests(each(spoken, self._parse), deadline, measures, shapes)
+        ids = [getattr(message, "id", "") for message in messages]
+        return Requests(each(spoken, self._parse), deadline, measures, shapes, ids)
 
     def _unhurried(self, messages: Sequence[Message]) -> Answers:
         measures = Measures(requests=len(messages))
@@ -220,6 +223,9 @@ class BatchPipeline:
 
     def _replies(self, answers: Answers) -> list[Slot[Reply]]:
         about = About(self.model.name, answers.measures.milliseconds, self.model.version)
+        for slot, name in zip(answers.slots, answers.ids, strict=True):
+            if isinstance(slot, ServerFault):
+                logger.warning("request %s: %d %s", name or "-", slot.status, slot.type)
 
         def reply(one: Answered) -> Reply:
             return _write(one.spoken.protocol.write(self.task, one.done, about), one.done.call.media_type)

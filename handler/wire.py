@@ -7,6 +7,7 @@ and text (otf_message_handler.py:316), which is undone here so that one parser j
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -27,6 +28,7 @@ WHOLE = {"body", "data"}  # the parameters under which a whole body comes; `data
 # (InferenceImpl.java, OpenInferenceProtocolImpl.java); only the latter's body has a type then.
 HTTP, GRPC, OPEN_INFERENCE_GRPC = "http", "grpc", "open inference grpc"
 STREAM_NEXT = "ts_stream_next"
+ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class Message:
     path: str = ""  # behind /predictions/NAME/VERSION/
     transport: str = HTTP
     json_length: str = ""  # Inference-Header-Content-Length: of the JSON before binary tensors
+    id: str = ""  # X-Correlation-Id, for logs; TorchServe gives every request an X-Request-Id of its own
 
 
 @dataclass(frozen=True)
@@ -208,6 +211,7 @@ def _read(row: Mapping[str, Any], raw_headers: Mapping[str, Any]) -> Message:
         "path": headers.get("url_path", ""),
         "transport": _transport(raw_headers),
         "json_length": headers.get("inference-header-content-length", ""),
+        "id": _id(headers.get("x-correlation-id", "")),
     }
     whole = row.keys() & WHOLE
     if len(row) == 1 and whole:
@@ -220,6 +224,11 @@ def _read(row: Mapping[str, Any], raw_headers: Mapping[str, Any]) -> Message:
         return Message(body, content_type, encoding, **about)
     fields = {name: _bytes(value) for name, value in row.items()}
     return Message(content_type=content_type, fields=fields, **about)
+
+
+def _id(given: str) -> str:
+    """What may stand in a log, of what a client sent."""
+    return given if ID.fullmatch(given) else ""
 
 
 def _bytes(value: object) -> bytes | bytearray:

@@ -28,6 +28,7 @@ def log(request: str, how: str, **said: object) -> None:
 class Timed:
     """One request's moments, in seconds of the monotonic clock."""
 
+    id: str = ""  # the client's own
     begun: float = field(default_factory=time.monotonic)
     first: float | None = None  # when its first text went out; None for what is no stream
     ended: float = 0.0
@@ -38,6 +39,7 @@ class Timed:
         log(
             request,
             how,
+            id=self.id or None,
             seconds=f"{self.ended - self.begun:.3f}",
             first_text=self.first and f"{self.first - self.begun:.3f}",
             tokens_in=usage.prompt_tokens,

@@ -106,7 +106,7 @@ class Generation:
                 if isinstance(started, HandlerError):
                     started = refusal(message if isinstance(message, Message) else None, started)
                 whole[index] = started
-                log(ids[index], str(started.status))
+                log(ids[index], str(started.status), id=getattr(message, "id", "") or None)
         return Turn(ids, whole)
 
     def inference(self, turn: Turn) -> Turn:
@@ -168,7 +168,9 @@ class Generation:
     def _begin(self, message: Message) -> Live | Reply:
         self.drain.check()
         route = find(message, self.served)
-        return route if isinstance(route, Reply) else Live(self.application.begin(route.ask), route)
+        if isinstance(route, Reply):
+            return route
+        return Live(self.application.begin(route.ask), route, timed=Timed(message.id))
 
     def _say_safely(self, request: str) -> tuple[Reply | None, bool | None]:
         """No exception leaves a round: TorchServe would fail all that are alive (ContinuousBatching.java)."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import random
 
 import numpy as np
 import pytest
 
 from benchmarks.closed_loop import rate, read
+from benchmarks.gateway import spoiled
 from benchmarks.http_client import Reply, each_once
 from benchmarks.open_loop import LADDER, arrivals, find_knee, keeps_up, load
 from benchmarks.processes import Failed
@@ -81,3 +83,12 @@ def test_latency_counts_from_the_intended_time_and_errors_have_none():
     found = load([*replies([0.1] * 99), Reply(0, 9, 0, b"reset")], 10)
     assert (found.p50, found.p99) == (pytest.approx(100), pytest.approx(100))
     assert (found.errors, found.requests, found.per_second) == (1, 100, pytest.approx(9.9))
+
+
+def test_what_is_malformed_is_still_framed_as_http():
+    """The gateway has to read each to its end; the same are sent in every run."""
+    made = [list(spoiled(200, 1, random.Random(7))) for _ in range(2)]
+    assert made[0] == made[1]
+    for request in made[0]:
+        head, _, body = request.partition(b"\r\n\r\n")
+        assert head.startswith(b"POST /") and f"Content-Length: {len(body)}".encode() in head.split(b"\r\n")

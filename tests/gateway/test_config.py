@@ -6,15 +6,19 @@ import dataclasses
 import re
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
+import requests
 
 from serving.archives import Served
 from serving.errors import CannotServe
 from serving.gateway import keys, render
 from serving.gateway.config import LOCAL, Canary, Gateway, Limits, Model, Routes, Server, is_loopback, read
-from serving.gateway.haproxy import find
+from serving.gateway.haproxy import HAProxy, find
 from serving.gateway.routes import allow_map, table
+from serving.ports import free_ports
 
 BESIDE = Server("127.0.0.1:8080", "127.0.0.1:8081")
 ARCHIVES = [
@@ -208,3 +212,36 @@ def test_the_guide_names_every_path_and_no_other():
     patterns = [line.rpartition(" ")[0] for line in allow_map(table(gateway))]
     assert not [path for path in named if not any(re.search(pattern, path) for pattern in patterns)]
     assert not [pattern for pattern in patterns if not any(re.search(pattern, path) for path in named)]
+
+
+# -- HAProxy alone
+
+
+def test_tls_and_readiness_before_any_server_is_there(told, tmp_path):
+    """A mounted certificate; nothing is presumed ready, and nothing but a loaded model makes it so."""
+    pem, port = tmp_path / "both.pem", free_ports(3)
+    made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost"]
+    alternative = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", tmp_path / "key", "-out", tmp_path / "crt"]
+    subprocess.run([*made, *alternative], check=True, capture_output=True)
+    pem.write_text((tmp_path / "crt").read_text() + (tmp_path / "key").read_text())
+    beside = Server(f"127.0.0.1:{port + 2}", f"127.0.0.1:{port + 2}")  # where nobody listens
+    gateway = told(f"{{listen: '127.0.0.1:{port}', metrics: '127.0.0.1:{port + 1}', tls: {pem}}}", beside)
+    with tempfile.TemporaryDirectory(prefix="gw-") as folder:  # a socket's path is short
+        front = HAProxy(gateway, Path(folder))
+        try:
+            seen = set()
+            while len(seen) < 3:
+                for path in ("/health", "/v2/models/tiny/ready", "/livez"):
+                    try:
+                        answer = requests.get(
+                            f"https://127.0.0.1:{port}{path}", verify=str(tmp_path / "crt"), timeout=5
+                        )
+                    except requests.ConnectionError:
+                        continue
+                    seen.add(path)
+                    assert path == "/livez" or answer.status_code == 503
+            with pytest.raises(requests.ConnectionError):
+                requests.get(f"http://127.0.0.1:{port}/health", timeout=5)
+            assert not front.models_up()
+        finally:
+            front.stop()

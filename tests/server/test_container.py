@@ -69,6 +69,13 @@ class Container:
         """What it has started; nothing once it has ended."""
         return psutil.Process(self.process.pid).children(recursive=True) if self.process.poll() is None else []
 
+    def dies_with(self, name):
+        """Kills one of its processes: it ends by itself, with 1, and leaves nothing."""
+        family = self.family()
+        next(process for process in family if process.name() == name).kill()
+        assert self.process.wait(60) == 1
+        assert not psutil.wait_procs(family, timeout=10)[1]
+
     def stop(self):
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
@@ -112,6 +119,8 @@ def test_sagemaker(model):
     with Container({"sagemaker": model}, "serve") as here:
         assert here.probe("/ping") <= {0, 503}
         assert here.post("/invocations", {"text": "a"}).json()["label"]
+        here.dies_with("haproxy")
+    assert "HAProxy ended by itself" in here.output
 
 
 def test_vertex_ai(model):
@@ -123,6 +132,8 @@ def test_vertex_ai(model):
         assert here.probe(routes["AIP_HEALTH_ROUTE"]) <= {0, 503}
         answer = here.post(routes["AIP_PREDICT_ROUTE"], {"instances": ["a", "b"]}).json()
         assert len(answer["predictions"]) == 2
+        here.dies_with("java")
+    assert "TorchServe ended by itself" in here.output
 
 
 def test_kserve(model, tmp_path):
@@ -148,17 +159,6 @@ def test_a_model_that_does_not_load_ends_it(model):
             time.sleep(0.2)
         assert here.process.returncode == 1
     assert "given up on a model's worker" in here.output and "max_tokens is 65" in here.output
-
-
-@pytest.mark.parametrize("victim", ["java", "haproxy"])
-def test_when_either_ends_so_does_it(model, victim):
-    with Container({"repository": model}, KEYS="platform") as here:
-        here.probe("/health")
-        family = here.family()
-        next(process for process in family if process.name() == victim).kill()
-        assert here.process.wait(60) == 1
-        assert not psutil.wait_procs(family, timeout=10)[1]
-    assert "ended by itself" in here.output
 
 
 def test_without_keys_it_does_not_start(model):

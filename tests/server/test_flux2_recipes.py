@@ -22,39 +22,38 @@ from tests.support.serving import ROOT, served
 pytestmark = pytest.mark.server
 
 RECIPES = {"flux2-prompt": diffusion.FLUX2, "flux2-klein-prompt": diffusion.KLEIN}
+SLOW = [pytest.param("flux2-prompt", marks=pytest.mark.slow), "flux2-klein-prompt"]
 PROMPTS = ["a wonderful story", "", "the film [IMG]was not good"]
 
 
+@pytest.fixture(scope="module", params=SLOW)
+def name(request):
+    """A recipe."""
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    """Recipe -> a model directory as transformers writes it."""
+def model(name, tmp_path_factory):
+    """A model directory as transformers writes it."""
     folder = tmp_path_factory.mktemp("models")
-    return {
-        "flux2-prompt": tiny_models.prompt_encoder(folder / "mistral", layers=40, hidden=128),
-        "flux2-klein-prompt": tiny_models.right_prompt_encoder(folder / "qwen", layers=36, hidden=128),
-    }
+    if name == "flux2-prompt":
+        return tiny_models.prompt_encoder(folder / "mistral", layers=40, hidden=128)
+    return tiny_models.right_prompt_encoder(folder / "qwen", layers=36, hidden=128)
 
 
 @pytest.fixture(scope="module")
-def store(models, tmp_path_factory):
-    """The recipes' archives, with golden answers."""
+def store(name, model, tmp_path_factory):
+    """The recipe's archive, with golden answers."""
     folder, home = tmp_path_factory.mktemp("store"), tmp_path_factory.mktemp("hub")
-    for name in RECIPES:
-        recipe = yaml.safe_load((ROOT / "recipes" / name / "recipe.yaml").read_text())
-        place = cached(home, recipe["model"])
-        shutil.copytree(models[name], place, dirs_exist_ok=True)
-        if "tokenizer" in recipe:
-            split_as_mistral_does(place, cached(home, recipe["tokenizer"]))
-        built = archives.build(
-            str(ROOT / "recipes" / name),
-            "--golden",
-            "--export-path",
-            str(folder),
-            HF_HOME=str(home),
-            HF_HUB_OFFLINE="1",
-        )
-        assert built.returncode == 0, built.stderr
-        assert "warning" not in built.stderr
+    recipe = yaml.safe_load((ROOT / "recipes" / name / "recipe.yaml").read_text())
+    place = cached(home, recipe["model"])
+    shutil.copytree(model, place, dirs_exist_ok=True)
+    if "tokenizer" in recipe:
+        split_as_mistral_does(place, cached(home, recipe["tokenizer"]))
+    flags = ("--golden", "--export-path", str(folder))
+    built = archives.build(str(ROOT / "recipes" / name), *flags, HF_HOME=str(home), HF_HUB_OFFLINE="1")
+    assert built.returncode == 0, built.stderr
+    assert "warning" not in built.stderr
     return folder
 
 
@@ -84,44 +83,43 @@ def reference(name, model):
     return diffusion.encoded(RECIPES[name], model, PROMPTS, torch.bfloat16)[0]
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_the_recipe_says_what_diffusers_does(name):
-    handler = yaml.safe_load((ROOT / "recipes" / name / "model-config.yaml").read_text())["handler"]
-    defaults = inspect.signature(RECIPES[name]).parameters
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_recipe_says_what_diffusers_does(recipe):
+    handler = yaml.safe_load((ROOT / "recipes" / recipe / "model-config.yaml").read_text())["handler"]
+    defaults = inspect.signature(RECIPES[recipe]).parameters
     assert handler["layers"] == list(defaults["hidden_states_layers"].default)
     assert handler["max_length"] == defaults["max_sequence_length"].default
-    if name == "flux2-prompt":
+    if recipe == "flux2-prompt":
         assert handler["system_message"] == SYSTEM_MESSAGE
-    width = 5120 if name == "flux2-prompt" else 2560  # of Mistral-Small-3 and of Qwen3-4B
+    width = 5120 if recipe == "flux2-prompt" else 2560  # of Mistral-Small-3 and of Qwen3-4B
     answer = handler["max_items"] * 512 * (3 * width * 2 + 4 * 8)
     assert answer < handler["max_response_bytes"] < answer * 1.25
 
 
-def test_only_what_is_read_is_packed(store):
-    with zipfile.ZipFile(store / "flux2-prompt.mar") as archive:
+def test_only_what_is_read_is_packed(name, store):
+    with zipfile.ZipFile(store / f"{name}.mar") as archive:
         names = set(archive.namelist())
-    assert {"model/tokenizer.json", "model/chat_template.json", "golden/cases.json"} <= names
+    assert {"model/tokenizer.json", "golden/cases.json"} <= names
+    assert names & {"model/chat_template.json", "model/chat_template.jinja"}
     assert not {"model/tekken.json", "model/consolidated.safetensors"} & names
 
 
 @pytest.fixture(scope="module")
-def server(store):
-    with served(store, [f"{name}.mar" for name in RECIPES]) as running:
+def server(name, store):
+    with served(store, [f"{name}.mar"]) as running:
         yield running
 
 
-@pytest.mark.parametrize("name", [pytest.param("flux2-prompt", marks=pytest.mark.slow), "flux2-klein-prompt"])
-def test_verify_knows_what_bfloat16_does_to_forty_layers(name, server, models):
-    command = [sys.executable, "-m", "client", "verify", name, "--model", str(models[name])]
+def test_verify_knows_what_bfloat16_does_to_forty_layers(name, server, model):
+    command = [sys.executable, "-m", "client", "verify", name, "--model", str(model)]
     urls = ["--inference-url", server.inference_url, "--management-url", server.management_url]
     ended = subprocess.run([*command, *urls], capture_output=True, text=True, check=False, cwd=ROOT)
     assert ended.returncode == 0, ended.stderr
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_it_serves_what_diffusers_computes(name, server, models):
+def test_it_serves_what_diffusers_computes(name, server, model):
     with InferenceClient(server.inference_url) as client:
         found = client.encode_prompt(name, PROMPTS).prompt_embeds
-    wanted = reference(name, models[name])
+    wanted = reference(name, model)
     assert found.dtype == torch.bfloat16 and found.shape == wanted.shape
     assert torch.nn.functional.cosine_similarity(found.float(), wanted.float(), dim=-1).min() >= 0.9999

@@ -17,7 +17,10 @@ from tests.support.reference import generated
 from tests.support.rounds import PROMPTS, messages, whole
 from tests.support.serving import served
 
-pytestmark = pytest.mark.server
+pytestmark = [
+    pytest.mark.server,
+    pytest.mark.slow,
+]  # tests/handler/test_vllm.py has the same engine without a server
 
 NEW = 16
 VLLM = "handler.vllm={enforce_eager: true, kv_cache_memory_bytes: 50000000, max_model_len: 512}"
