@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,6 +97,7 @@ def haproxy_configuration(gateway: Gateway, folder: Path) -> str:
         variants=every,
         errors=ERRORS,
         check_ms=CHECK_MS,
+        threads=max(1, (os.cpu_count() or 1) // 8),  # one is enough for thousands a second; the cores are the models'
         client_seconds=max(variant.seconds for variant in every),
         hard_stop_seconds=3600,
         name=NAME,
