@@ -73,7 +73,8 @@ class HAProxy:
 
     def tell_state(self, state: str) -> None:
         """`ready`, or `stopping`: what /health says, as far as the models are ready too."""
-        self.ask(f"set map {self.folder}/state.map state {state}")
+        with suppress(OSError):  # it has ended, which `check` is about
+            self.ask(f"set map {self.folder}/state.map state {state}")
 
     def ask(self, command: str) -> str:
         """One command to its socket, and the answer."""
@@ -81,10 +82,9 @@ class HAProxy:
 
     def finish(self, seconds: float) -> None:
         """Takes nobody in any more, and waits until everybody has been answered, or so long."""
-        for address in {self.gateway.listen}:
-            shut_listener(self.process.pid, int(address.rpartition(":")[2]))
-        with suppress(ProcessLookupError):
-            self.process.send_signal(signal.SIGUSR1)  # a soft stop: it ends when the last stream has
+        with suppress(OSError):  # it has ended already
+            shut_listener(self.process.pid, int(self.gateway.listen.rpartition(":")[2]))
+        self.process.send_signal(signal.SIGUSR1)  # a soft stop: it ends when the last stream has
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(seconds)
 

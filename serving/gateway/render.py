@@ -97,7 +97,7 @@ def haproxy_configuration(gateway: Gateway, folder: Path) -> str:
         variants=every,
         errors=ERRORS,
         check_ms=CHECK_MS,
-        threads=max(1, (os.cpu_count() or 1) // 8),  # one is enough for thousands a second; the cores are the models'
+        threads=max(1, (os.cpu_count() or 1) // 8),  # one does thousands a second; the cores are the models'
         client_seconds=max(variant.seconds for variant in every),
         hard_stop_seconds=3600,
         name=NAME,
