@@ -23,7 +23,7 @@ def ended(work: Callable[[], int], say: Callable[[str], None], after_signal: str
     for number in SIGNALS:
         signal.signal(number, _interrupt)
     try:
-        return work()
+        return _uncovered(work)
     except Refused as error:
         for problem in error.problems:
             say(f"error: {problem}")
@@ -36,6 +36,22 @@ def ended(work: Callable[[], int], say: Callable[[str], None], after_signal: str
         say(f"stopped by {signal.Signals(error.number).name}{after_signal}")
         return 128 + error.number
     return 1
+
+
+def _uncovered(work: Callable[[], int]) -> int:
+    """Does the work; a signal's exception is not hidden by one that the clean-up behind it raised.
+
+    A ZipFile that is left while an entry is open raises a ValueError of its own (zipfile.py, ZipFile.close).
+    """
+    try:
+        return work()
+    except Exception as error:
+        under: BaseException | None = error
+        while under is not None:
+            if isinstance(under, Interrupted):
+                raise under from None
+            under = under.__context__
+        raise
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
