@@ -15,7 +15,6 @@ import yaml
 from serving.errors import CannotServe
 
 MANIFEST = "MAR-INF/MANIFEST.json"
-CONFIG = "model-config.yaml"
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ def describe(store: Path, model: str) -> Served:
     read = _reader(store / file)
     try:
         manifest = json.loads(read(MANIFEST))["model"]
-        config = yaml.safe_load(read(manifest.get("configFile") or CONFIG)) if manifest.get("configFile") else {}
+        config = yaml.safe_load(read(manifest["configFile"])) if manifest.get("configFile") else {}
         return Served(name or manifest["modelName"], str(manifest["modelVersion"]), config or {})
     except (KeyError, ValueError, TypeError, yaml.YAMLError, zipfile.BadZipFile, tarfile.TarError) as err:
         raise CannotServe(f"{file} cannot be read: {err}; python -m archiver verify says more") from err

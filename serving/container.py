@@ -21,7 +21,7 @@ import yaml
 from serving import __main__ as server
 from serving import recognition
 from serving.errors import CannotServe
-from serving.gateway.config import PLATFORM
+from serving.gateway.config import PLATFORM, document_of
 from serving.scratch import scratch_directory
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -69,17 +69,16 @@ def read_contract(environment: Mapping[str, str], sagemaker: bool) -> Contract:
     Raises:
         CannotServe: with every variable that is wrong.
     """
-    told = dict(environment)
-    base = _platform(told, sagemaker)
+    base = _platform(environment, sagemaker)
     problems = []
-    port = told.get("AIP_HTTP_PORT") or told.get("PORT") or str(base.port)
+    port = environment.get("AIP_HTTP_PORT") or environment.get("PORT") or str(base.port)
     if not re.fullmatch(r"[1-9][0-9]{0,4}", port) or int(port) > 65_535:
         problems.append(f"PORT: {port}: expected a port from 1 to 65535")
         port = "0"
-    keys = told.get("KEYS") or base.keys
+    keys = environment.get("KEYS") or base.keys
     if keys is None:
         problems.append("KEYS: is missing; expected a file of keys, or `platform` where a platform asks for them")
-    models = Path(told.get("MODEL_DIR") or base.models)
+    models = Path(environment.get("MODEL_DIR") or base.models)
     if not models.is_dir():
         problems.append(
             f"MODEL_DIR: {models}: there is no such directory; mount the model, or the archives, there"
@@ -89,10 +88,10 @@ def read_contract(environment: Mapping[str, str], sagemaker: bool) -> Contract:
     return Contract(
         models,
         int(port),
-        told.get("HEALTH_ROUTE") or base.health,
-        told.get("PREDICT_ROUTE") or base.predict,
+        environment.get("HEALTH_ROUTE") or base.health,
+        environment.get("PREDICT_ROUTE") or base.predict,
         keys,
-        told.get("METRICS") or base.metrics,
+        environment.get("METRICS") or base.metrics,
         base.archives,
     )
 
@@ -171,16 +170,13 @@ def _beside(place: Path) -> Path:
 
 
 def _gateway(environment: Mapping[str, str]) -> dict[str, Any]:
-    """The operator's own configuration of the gateway, as far as it is a mapping: it is judged when it is read."""
+    """The operator's own configuration of the gateway, which is judged when it is read."""
     if not (path := environment.get("GATEWAY")):
         return {}
     try:
-        told = yaml.safe_load(Path(path).read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as err:
-        raise CannotServe(f"GATEWAY: {path} cannot be read: {' '.join(str(err).split())}") from err
-    if not isinstance(told, dict | None):
-        raise CannotServe(f"GATEWAY: {path}: expected a mapping")
-    return told or {}
+        return document_of(Path(path))
+    except CannotServe as err:
+        raise CannotServe(f"GATEWAY: {err}") from err
 
 
 def make_archive(model: Path, environment: Mapping[str, str], store: Path) -> str:

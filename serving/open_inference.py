@@ -24,6 +24,7 @@ from tritonclient.grpc import service_pb2 as messages
 from tritonclient.grpc import service_pb2_grpc as services
 
 from client import ClientError, ManagementClient, Refused
+from client.replies import reason
 from client.transport import segment
 from serving.open_inference_tensors import raw_tensors
 
@@ -117,7 +118,8 @@ class OpenInference(services.GRPCInferenceServiceServicer):  # type: ignore[misc
         except requests.RequestException:
             context.abort(grpc.StatusCode.UNAVAILABLE, "the server gave no answer")
         if answer.status_code != 200:
-            _abort(context, answer.status_code, _message(answer.content))
+            _, said = reason(answer.content)
+            _abort(context, answer.status_code, said or "the server refused the request")
         return answer.content, int(answer.headers.get(HEADER, len(answer.content)))
 
     @contextmanager
@@ -177,16 +179,6 @@ def _parameters(found: Mapping[str, Any]) -> dict[str, Any]:
 def _path(name: str, version: str) -> str:
     parts = [segment("name", name), *([segment("version", version)] if version else [])]
     return "/predictions/" + "/".join(parts)
-
-
-def _message(body: bytes) -> str:
-    """What an error says, whoever wrote it."""
-    try:
-        document = json.loads(body)
-        said = document.get("error") or document.get("message")
-        return str(said["message"] if isinstance(said, dict) else said)
-    except (ValueError, AttributeError, KeyError):
-        return "the server refused the request"
 
 
 def _abort(context: Any, status: int, message: str) -> NoReturn:

@@ -139,7 +139,7 @@ def read(path: Path | None, beside: Server | None, archives: Sequence[Served], *
     Raises:
         CannotServe: with every wrong setting, each with its value and what was expected.
     """
-    document = {**unless_said, **_document(path)}
+    document = {**unless_said, **(document_of(path) if path else {})}
     problems = check(document, Gateway, quote=True)
     for name, schema in SUBSECTIONS.items():
         if isinstance(document.get(name), dict):
@@ -159,9 +159,8 @@ def read(path: Path | None, beside: Server | None, archives: Sequence[Served], *
     return gateway
 
 
-def _document(path: Path | None) -> dict[str, Any]:
-    if path is None:
-        return {}
+def document_of(path: Path) -> dict[str, Any]:
+    """A gateway's file, not judged but for being a mapping. Raises CannotServe."""
     try:
         document = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as err:

@@ -66,7 +66,7 @@ def write(gateway: Gateway, folder: Path) -> Path:
         "routes": route_map(rows),
         "allow": allow_map(rows),
         "models": models_map(gateway),
-        "generators": (f"{name} {name}" for name in gateway.models),
+        "names": (f"{name} {name}" for name in gateway.models),
         "canary": canary_map(gateway),
         "state": ["state starting"],
         "keys": keys_map(gateway),

@@ -27,7 +27,7 @@ from tests.support import protocols as spoken
 from tests.support.grpc import Inference, open_inference
 from tests.support.serving import ROOT, served
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.usefixtures("workers_stay")]
 
 NAMES = {"text-classification": "classifier", "feature-extraction": "embedder", "token-classification": "entities"}
 TEXTS = list(spoken.TEXTS)
@@ -42,19 +42,6 @@ def server(tiny, tmp_path_factory):
     models = [f"{name}.mar" for name in NAMES.values()]
     with served(store, models, environment={"TS_OPEN_INFERENCE_PROTOCOL": "oip"}) as running:
         yield running
-
-
-@pytest.fixture(autouse=True)
-def workers_stay(server):
-    """No worker may die of what a client sends."""
-    management = ManagementClient(server.management_url)
-
-    def pids():
-        return {worker.pid for model in management.models() for worker in model.workers}
-
-    before = pids()
-    yield
-    assert pids() == before
 
 
 @pytest.fixture

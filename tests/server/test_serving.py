@@ -50,19 +50,6 @@ def server(tiny, tmp_path_factory):
         yield running
 
 
-@pytest.fixture
-def workers_stay(server):
-    """No worker may die of what a client sends."""
-    management = ManagementClient(server.management_url)
-
-    def pids():
-        return {worker.pid for model in management.models() for worker in model.workers}
-
-    before = pids()
-    yield
-    assert pids() == before
-
-
 def send(server, task, scenario):
     body, headers = scenario.http()
     url = f"{server.inference_url}/predictions/{NAMES[task]}"

@@ -26,7 +26,7 @@ from tests.support import dockerfile
 from tests.support.dockerfile import Dockerfile, Instruction, Stage
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-MIRROR = os.environ.get("DEBIAN_MIRROR", "http://deb.debian.org/debian")
+MIRROR = [os.environ["DEBIAN_MIRROR"]] if "DEBIAN_MIRROR" in os.environ else []  # else debootstrap's own
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 DOCKER_CLEAN = """DPkg::Post-Invoke { "rm -f /var/cache/apt/archives/*.deb"; };
 Dir::Cache::pkgcache ""; Dir::Cache::srcpkgcache "";
@@ -79,11 +79,12 @@ class Builder:
             unfinished = self.to / "debian.part"
             shutil.rmtree(unfinished, ignore_errors=True)
             run(
-                ["debootstrap", "--variant=minbase", "bookworm", str(unfinished), MIRROR],
+                ["debootstrap", "--variant=minbase", "bookworm", str(unfinished), *MIRROR],
                 stdout=subprocess.DEVNULL,
             )
-            security = f"deb {MIRROR}-security bookworm-security main\ndeb {MIRROR} bookworm-updates main\n"
             apt = unfinished / "etc/apt"  # as the image has them
+            mirror = (apt / "sources.list").read_text().split()[1]  # which debootstrap has written there
+            security = f"deb {mirror}-security bookworm-security main\ndeb {mirror} bookworm-updates main\n"
             (apt / "sources.list.d/updates.list").write_text(security)
             (apt / "apt.conf.d/docker-clean").write_text(DOCKER_CLEAN)
             unfinished.rename(files)
