@@ -15,6 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import handler.memory
 from handler.config import HandlerConfig
 from handler.errors import InternalError
 from handler.measures import Measures
@@ -187,8 +188,9 @@ def test_the_count_of_bytes_is_honest(count, length):
     memory = Memory(10**9, b"")
     for number in range(count):
         memory.put(item(str(number)), (batch[number % 100],))
-    taken, _ = tracemalloc.get_traced_memory()
+    traced = tracemalloc.take_snapshot().filter_traces([tracemalloc.Filter(True, handler.memory.__file__)])
     tracemalloc.stop()
+    taken = sum(trace.size for trace in traced.traces)  # by that file: other threads of the process allocate too
     assert 0.7 * memory.size < taken <= memory.size
 
 
