@@ -5,20 +5,28 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-from benchmarks.candidates.candidate import CLASSIFY, Job
+import requests
+
+from benchmarks.candidates.candidate import CLASSIFY, EMBED, PYTHON, Job, text_body
+from benchmarks.candidates.ours import Ours, serving
 from benchmarks.closed_loop import closed_loop, url
+from benchmarks.environments import ROOT
 from benchmarks.figures import Measurement, Results
-from benchmarks.http_client import ask_all, post
-from benchmarks.memory import Sentiment, find_worker
-from benchmarks.processes import running
+from benchmarks.http_client import HOST, ask_all, post
+from benchmarks.memory import Sentiment, find_workers
+from benchmarks.models import model_for
+from benchmarks.processes import START_SECONDS, Failed, run, running
 from benchmarks.texts import text_set
 
 CONNECTIONS = (1, 16, 64)
+MODELS = {"bench": "MiniLM", "sentiment": "sentiment"}  # an archive's name -> what the page calls it
 WARM_UP = 4.0  # s
 WIDE = {"requests_per_address": 10_000_000, "requests_per_key": 10_000_000}  # limits would end the run
 STEP = 5_000  # malformed requests between two words
@@ -27,9 +35,13 @@ PATHS = (  # one of each protocol
     "/",
     "/invocations",
     "/generate",
+    "/generate-stream",
     "/predictions/sentiment",
     "/predictions/sentiment/1.0/v1/embeddings",
+    "/predictions/tiny-chat",
+    "/predictions/tiny-chat/1.0/v1/chat/completions",
     "/v1/embeddings",
+    "/v1/completions",
     "/v1/chat/completions",
     "/v1/models/sentiment:predict",
     "/v2/models/sentiment/infer",
@@ -43,8 +55,10 @@ GOOD: tuple[dict[str, Any], ...] = (
     {"instances": ["a"]},
     {"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["a"]}]},
     {"inputs": [{"name": "input_ids", "shape": [1, 2], "datatype": "INT64", "data": [101, 102]}]},
-    {"model": "sentiment", "input": ["a"]},
-    {"model": "sentiment", "messages": [{"role": "user", "content": "a"}]},
+    {"model": "meaning", "input": ["a"]},
+    {"prompt": "a", "max_new_tokens": 2, "temperature": 0.5},
+    {"model": "tiny-chat", "prompt": "a", "max_tokens": 2, "stop": ["b"]},
+    {"model": "tiny-chat", "messages": [{"role": "user", "content": "a"}], "max_tokens": 2, "stream": True},
 )
 VALUES: tuple[Any, ...] = (
     None,
@@ -65,51 +79,85 @@ VALUES: tuple[Any, ...] = (
 )
 
 
-class Behind(Sentiment):
-    """The recipe's own archive, with the gateway in front."""
+class Behind(Ours):
+    """A gateway in front of the benchmarks' model and of a recipe's that is so small that the way to it counts."""
 
     name = "gateway"
 
     def prepare(self, job: Job) -> None:
         """And the gateway's configuration."""
         super().prepare(job)
+        Sentiment().prepare(job)
         (job.store / "gateway.yaml").write_text(json.dumps({"limits": WIDE}))
 
     def command(self, job: Job) -> list[str]:
         """What scripts/serve.sh --gateway runs."""
-        return [*super().command(job), "--gateway", str(job.store / "gateway.yaml")]
+        return [*serving(job, "bench.mar", "sentiment.mar"), "--gateway", str(job.store / "gateway.yaml")]
+
+
+class OfEveryKind(Sentiment):
+    """A gateway in front of a classifier, an embedder and a chat model."""
+
+    name = "gateway of every kind"
+
+    def prepare(self, job: Job) -> None:
+        """The embedder is the classifier without its head."""
+        super().prepare(job)
+        build = ["env", f"PYTHONPATH={ROOT}", PYTHON, "-m", "archiver", "build", "--force"]
+        build += ["--export-path", str(job.store)]
+        run([*build, str(ROOT / "recipes" / "tiny-chat")], job.scratch)
+        model = ["--model", str(ROOT / "recipes" / "sentiment" / "model"), "--model-name", "meaning"]
+        run([*build, *model, "--version", "1.0", "--task", EMBED], job.scratch)
+        (job.store / "gateway.yaml").write_text(json.dumps({"limits": WIDE}))
+
+    def command(self, job: Job) -> list[str]:
+        """What scripts/serve.sh --gateway runs, with three archives."""
+        archives = ("sentiment.mar", "meaning.mar", "tiny-chat.mar")
+        return [*serving(job, *archives), "--gateway", str(job.store / "gateway.yaml")]
 
 
 def measure(rounds: int, seconds: float, malformed: int, results: Results, say: Callable[[str], None]) -> None:
     """The same server with and without, in turns; then what is malformed."""
-    candidate, wire = Behind(), Behind.wires[CLASSIFY]
-    with running(candidate, CLASSIFY, Path(), "gateway") as job:
+    with running(Behind(), CLASSIFY, model_for(CLASSIFY), "gateway") as job:
         bodies = job.scratch / "bodies.txt"
-        bodies.write_text("".join(f"{wire.body(text).decode()}\n" for text in text_set("mixed")))
-        ways = {"direct": url(job.port, wire.path), "gateway": url(job.port + 5, wire.path)}
-        for where in ways.values():
-            closed_loop(where, bodies, 64, WARM_UP)
+        bodies.write_text("".join(f"{text_body(text).decode()}\n" for text in text_set("mixed")))
+        ways = {"direct": job.port, "gateway": job.port + 5}
+        for model in MODELS:
+            for port in ways.values():
+                closed_loop(url(port, f"/predictions/{model}"), bodies, 64, WARM_UP)
         for number in range(rounds):
-            for connections in CONNECTIONS:
-                for name, where in list(ways.items())[:: 1 if number % 2 else -1]:
-                    load = closed_loop(where, bodies, connections, seconds)
-                    cell = f"mixed@{connections}"
-                    results.measurements.append(Measurement(CLASSIFY, name, cell, number, load))
-                    say(f"round {number + 1}: {name:8}{connections:3} connections {load.per_second:7.0f}/s")
+            for connections, (model, name) in product(CONNECTIONS, MODELS.items()):
+                for way, port in list(ways.items())[:: 1 if number % 2 else -1]:
+                    load = closed_loop(url(port, f"/predictions/{model}"), bodies, connections, seconds)
+                    results.measurements.append(Measurement(CLASSIFY, way, f"{name}@{connections}", number, load))
+                    said = f"{name:10}{connections:3} connections, {way:8}{load.per_second:7.0f}/s"
+                    say(f"round {number + 1}: {said}")
+    with running(OfEveryKind(), CLASSIFY, Path(), "gateway-malformed") as job:
+        wait_until_ready(job.port + 5)
         results.extra = {"malformed": send_malformed(malformed, job.port + 5, say)}
 
 
+def wait_until_ready(port: int) -> None:
+    """Until every model is: `running` has asked for one of them only."""
+    end_at = time.monotonic() + START_SECONDS
+    while time.monotonic() < end_at:
+        if requests.get(f"http://{HOST}:{port}/health", timeout=30).ok:
+            return
+        time.sleep(0.25)
+    raise Failed("a model was not ready in time")
+
+
 def send_malformed(count: int, port: int, say: Callable[[str], None]) -> dict[str, object]:
-    """So many, and what each status was for how many; whether the worker is still the one that it was."""
-    worker, statuses, chance = find_worker().pid, Counter[int](), random.Random(7)
+    """So many, and what each status was for how many; whether the workers are still those that they were."""
+    workers, statuses, chance = find_workers(), Counter[int](), random.Random(7)
     for sent in range(0, count, STEP):
-        requests = list(spoiled(min(STEP, count - sent), port, chance))
-        statuses.update(reply.status for reply in asyncio.run(ask_all(port, requests, 32)))
+        wrong = list(spoiled(min(STEP, count - sent), port, chance))
+        statuses.update(reply.status for reply in asyncio.run(ask_all(port, wrong, 32)))
         say(f"[{min(count, sent + STEP)}/{count}] {dict(sorted(statuses.items()))}")
     return {
         "requests": count,
         "statuses": dict(sorted(statuses.items())),
-        "same_worker": find_worker().pid == worker,
+        "same_workers": find_workers() == workers,
     }
 
 

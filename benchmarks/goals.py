@@ -79,9 +79,12 @@ def overhead(results: Results) -> Iterator[Outcome]:
 
 def gateway(results: Results) -> Iterator[Outcome]:
     """Against the same server without it."""
-    for cell, words in (("mixed@64", "64 connections"), ("mixed@16", "16 connections")):
-        with_, without = (results.values("text-classification", name, cell) for name in ("gateway", "direct"))
-        yield Outcome(f"{words}, texts/s through the gateway over without it", 0.95, True, ratios(with_, without))
+    for model in ("MiniLM", "sentiment"):
+        for connections in (64, 16):
+            cell = f"{model}@{connections}"
+            with_, without = (results.values("text-classification", name, cell) for name in ("gateway", "direct"))
+            words = f"{model}, {connections} connections: texts/s through the gateway over without it"
+            yield Outcome(words, 0.95, True, ratios(with_, without))
     sent = results.extra["malformed"]
     failed = sum(count for status, count in sent["statuses"].items() if not 0 < int(status) < 500)
     words = f"{sent['requests']:,} malformed requests: answers of 500 and more, or none"

@@ -68,8 +68,11 @@ class Pool:
         try:
             writer.write(request)
             head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
-            _, _, length = head.partition("\r\ncontent-length:")
-            body = await reader.readexactly(int(length.split("\r\n", 1)[0]))
+            if "\r\ntransfer-encoding: chunked" in head:
+                body = await _read_chunks(reader)
+            else:
+                _, _, length = head.partition("\r\ncontent-length:")
+                body = await reader.readexactly(int(length.split("\r\n", 1)[0]))
         except BaseException:
             writer.close()
             raise
@@ -84,6 +87,15 @@ class Pool:
         """Closes what is idle."""
         for _, writer in self.idle:
             writer.close()
+
+
+async def _read_chunks(reader: asyncio.StreamReader) -> bytes:
+    """A body that comes in chunks, without trailers (RFC 9112, 7.1)."""
+    body = b""
+    while size := int(await reader.readuntil(b"\r\n"), 16):
+        body += (await reader.readexactly(size + 2))[:-2]
+    await reader.readexactly(2)
+    return body
 
 
 async def each_once(work: Callable[[T], Awaitable[None]], items: Iterable[T], clients: int) -> None:

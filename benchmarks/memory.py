@@ -119,7 +119,13 @@ def heap_after_collection(pid: int) -> int | None:
 
 def find_worker() -> psutil.Process:
     """The Python process that holds the model."""
-    for process in psutil.Process().children(recursive=True):
-        if any("model_service_worker" in word for word in process.cmdline()):
-            return process
-    raise Failed("no worker was found")
+    return find_workers()[0]
+
+
+def find_workers() -> Sequence[psutil.Process]:
+    """Those that hold models, oldest first. Raises Failed where there are none."""
+    children = psutil.Process().children(recursive=True)
+    found = [child for child in children if any("model_service_worker" in word for word in child.cmdline())]
+    if not found:
+        raise Failed("no worker was found")
+    return sorted(found, key=lambda worker: worker.create_time())

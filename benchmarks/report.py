@@ -210,18 +210,16 @@ def _options(results: Results) -> Iterator[str]:
 def _gateway(results: Results) -> Iterator[str]:
     yield _goals(goals.gateway(results))
     rows = []
-    for cell in ("mixed@1", "mixed@16", "mixed@64"):
+    for cell in [f"{model}@{connections}" for model in ("MiniLM", "sentiment") for connections in (1, 16, 64)]:
         found = {name: results.values("text-classification", name, cell) for name in ("direct", "gateway")}
         late = [results.values("text-classification", name, cell, "p50") for name in ("direct", "gateway")]
         more = [late[1][number] - late[0][number] for number in sorted(late[0])]
         rates = [spread(list(values.values()), 0) for values in found.values()]
-        rows.append(
-            [cell.partition("@")[2], *rates, spread(ratios(found["gateway"], found["direct"]), 2), spread(more)]
-        )
-    yield table(["connections", "texts/s without", "with", "ratio", "median later by, ms"], rows)
+        rows.append([*cell.split("@"), *rates, spread(ratios(found["gateway"], found["direct"]), 2), spread(more)])
+    yield table(["model", "connections", "texts/s without", "with", "ratio", "median later by, ms"], rows)
     sent = results.extra["malformed"]
     told = ", ".join(f"{count:,} got {status}" for status, count in sent["statuses"].items())
-    same = "The worker was the same at the end." if sent["same_worker"] else "The worker was another at the end."
+    same = "The workers were the same at the end." if sent["same_workers"] else "A worker was another at the end."
     yield f"Of {sent['requests']:,} malformed requests {told}. {same}"
 
 

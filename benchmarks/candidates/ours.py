@@ -48,7 +48,7 @@ def pack(job: Job, name: str, handler: Mapping[str, Any]) -> None:
     run(["env", f"PYTHONPATH={ROOT}", *build], job.scratch)
 
 
-def serving(job: Job, model: str) -> list[str]:
+def serving(job: Job, *models: str) -> list[str]:
     """What scripts/serve.sh runs."""
-    line = [PYTHON, "-m", "serving", "--model-store", str(job.store), "--models", model]
+    line = [PYTHON, "-m", "serving", "--model-store", str(job.store), "--models", *models]
     return [*line, "--port-base", str(job.port)]

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.closed_loop import rate, read
 from benchmarks.gateway import spoiled
-from benchmarks.http_client import Reply, each_once
+from benchmarks.http_client import Reply, ask_all, each_once, post
 from benchmarks.open_loop import LADDER, arrivals, find_knee, keeps_up, load
 from benchmarks.processes import Failed
 
@@ -63,6 +63,26 @@ def test_so_many_clients_do_each_once():
 
     asyncio.run(each_once(work, range(50), 7))
     assert sorted(begun) == list(range(50)) and most == 7
+
+
+def test_an_answer_may_come_in_chunks():
+    """As a stream does; one that breaks off is none."""
+    answers = iter((b"3\r\nabc\r\n10\r\n" + b"d" * 16 + b"\r\n0\r\n\r\n", b"5\r\nab"))
+
+    async def answer(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n" + next(answers))
+        await writer.drain()
+        writer.close()
+
+    async def ask():
+        server = await asyncio.start_server(answer, "127.0.0.1", 0)
+        async with server:
+            port = server.sockets[0].getsockname()[1]
+            return await ask_all(port, [post("/", b"", port)] * 2, 1)
+
+    whole, broken = asyncio.run(ask())
+    assert (whole.status, whole.body, broken.status) == (200, b"abc" + b"d" * 16, 0)
 
 
 def test_keeping_up():
