@@ -71,6 +71,11 @@ def _is_options(value: object) -> bool:
     )
 
 
+SERVED_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@+-]{0,255}")  # as models' names on the hub, adapters' as well
+SERVED_NAMES = Rule(
+    "a list of names such as org/model",
+    lambda v: isinstance(v, list) and all(isinstance(name, str) and SERVED_NAME.fullmatch(name) for name in v),
+)
 OPTIONS = Rule("a mapping of names to true, false, numbers or strings", _is_options)
 
 
@@ -253,6 +258,12 @@ class HandlerConfig:
         "what the class of the recipe's own task is given",
         None,
         (OWN,),
+    )
+    served_model_names: list[str] | None = key(
+        optional(SERVED_NAMES),
+        "what else a request's `model` may say in OpenAI's protocol, beside the archive's name",
+        None,
+        EMBEDDERS + GENERATION,
     )
     engine: str = key(one_of(*ENGINES), "what generates", "transformers", GENERATION)
     max_new_tokens: int = key(integer(1), "the most tokens of an answer, whatever is asked for", 1024, GENERATION)

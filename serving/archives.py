@@ -31,6 +31,12 @@ class Served:
         handler = self.config.get("handler")
         return str(handler.get("task", "")) if isinstance(handler, dict) else ""
 
+    @property
+    def also_called(self) -> list[str]:
+        """What else a request's `model` may say."""
+        handler = self.config.get("handler")
+        return list(handler.get("served_model_names") or ()) if isinstance(handler, dict) else []
+
 
 def describe(store: Path, model: str) -> Served:
     """Reads an archive.

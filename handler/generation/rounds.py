@@ -76,7 +76,8 @@ class Generation:
         self.config = config
         self.engine = engine
         self.application = engine.application
-        self.served = Served(model_name, engine, handler.max_new_tokens, handler.max_body_bytes)
+        also_called = tuple(handler.served_model_names or ())
+        self.served = Served(model_name, engine, handler.max_new_tokens, handler.max_body_bytes, also_called)
         self.drain = Drain()
         self.gauges = Gauges()
         self.metrics: Any = None  # context.metrics, of the last round

@@ -47,11 +47,12 @@ class Served:
     engine: Engine
     max_new_tokens: int  # the cap
     max_body_bytes: int
+    also_called: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What `model` may be: the model's own, and its adapters'."""
-        return (self.name, *self.engine.adapters)
+        """What `model` may be: the model's own names, and its adapters'."""
+        return (self.name, *self.also_called, *self.engine.adapters)
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,8 @@ def _openai(path: str, document: Document, served: Served) -> Route:
     wanted = document.get("model")
     if wanted is not None and wanted not in served.names:
         raise NotOffered(f"model: only {', '.join(served.names)} is served here")
-    body = {**judge(path, document, served.engine.fields[path]), "model": wanted or served.name}
+    known = wanted if wanted in served.engine.adapters else served.name  # to the engine
+    body = {**judge(path, document, served.engine.fields[path]), "model": known}
     options = body.get("stream_options") or {}
     if body.get("stream"):
         body["stream_options"] = {"include_usage": True}  # which is taken out again where nobody asked

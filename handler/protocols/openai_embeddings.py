@@ -40,8 +40,8 @@ def read(message: Message, document: Any, model: Model) -> Call:
     if problems := check(said, Asked, quote=False, most=MOST_PROBLEMS):
         raise BadRequest("; ".join(map(str, problems)))
     asked = Asked(**said)
-    if asked.model != model.name:
-        raise NotOffered(f"model: only {model.name} is served here")
+    if asked.model not in (model.name, *model.also_called):
+        raise NotOffered(f"model: only {', '.join((model.name, *model.also_called))} is served here")
     if asked.dimensions not in (None, size):
         raise BadRequest(f"dimensions: this model's vectors have {size}")
     # Lists of tokens in place of texts, or one alone.

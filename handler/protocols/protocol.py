@@ -32,6 +32,7 @@ class Model:
     inputs: Sequence[Column]
     outputs: Sequence[Column]
     max_body_bytes: int
+    also_called: Collection[str] = ()  # where a protocol has the model's name in the body
 
     @property
     def names(self) -> tuple[str, str]:

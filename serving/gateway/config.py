@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from handler.config import GENERATION
+from handler.config import GENERATION, SERVED_NAMES
 from handler.rules import BOOLEAN, Problem, Rule, check, integer, key, label, nearest, number, optional
 from serving.archives import Served
 from serving.errors import CannotServe
@@ -70,6 +70,9 @@ class Model:
         optional(MODEL), "the version that is served; an archive beside it knows its own", None
     )
     servers: list[str] | None = key(optional(NAMES), "the servers that have it; all where it is null", None)
+    names: list[str] | None = key(
+        optional(SERVED_NAMES), "what else `model` may say; an archive beside it knows its own", None
+    )
     canary: dict[str, Any] | None = key(optional(SECTION), "another version or deployment of it", None)
     max_in_flight: int | None = key(
         optional(integer(1, 100_000)),
@@ -199,6 +202,7 @@ def _filled(document: Mapping[str, Any], beside: Server | None, archives: Sequen
                 model,
                 version=model.version or known[name].version,
                 max_in_flight=model.max_in_flight or queue,
+                names=known[name].also_called if model.names is None else model.names,
             )
         models[name] = model
     routes = Routes(**document.get("routes", {}))
@@ -234,6 +238,7 @@ def _contradictions(gateway: Gateway) -> list[Problem]:
         problems.append(Problem("models", "expected at least one"))
     if gateway.administration and len(gateway.servers) > 1:
         problems.append(Problem("administration", "expected false: there is more than one server", "true"))
+    problems += _names_of_two(gateway.models)
     for route in fields(Routes):
         wanted = getattr(gateway.routes, route.name)
         if wanted is not None and wanted not in gateway.models:
@@ -247,6 +252,14 @@ def _contradictions(gateway: Gateway) -> list[Problem]:
             if model.canary.version in (None, model.version) and model.canary.servers in (None, model.servers):
                 problems.append(Problem(f"models.{name}.canary", "expected another version or other servers"))
     return problems
+
+
+def _names_of_two(models: Mapping[str, Model]) -> Iterator[Problem]:
+    owners = {name: name for name in models}
+    for name, model in models.items():
+        for called in model.names or ():
+            if (owner := owners.setdefault(called, name)) != name:
+                yield Problem(f"models.{name}.names", f"{owner} is called that too", repr(called))
 
 
 def _unpacked(gateway: Gateway, archives: Sequence[Served]) -> list[Problem]:

@@ -66,7 +66,7 @@ def write(gateway: Gateway, folder: Path) -> Path:
         "routes": route_map(rows),
         "allow": allow_map(rows),
         "models": models_map(gateway),
-        "names": (f"{name} {name}" for name in gateway.models),
+        "names": names_map(gateway),
         "canary": canary_map(gateway),
         "state": ["state starting"],
         "keys": keys_map(gateway),
@@ -118,6 +118,13 @@ def models_map(gateway: Gateway) -> Iterator[str]:
     for role in ("predict", "generate", "embeddings"):
         if name := getattr(gateway.routes, role):
             yield f"@{role} {backend_of(name)}"
+
+
+def names_map(gateway: Gateway) -> Iterator[str]:
+    """What a request's `model` may say -> the model."""
+    for name, model in gateway.models.items():
+        for called in dict.fromkeys((name, *(model.names or ()))):
+            yield f"{called} {name}"
 
 
 def canary_map(gateway: Gateway) -> Iterator[str]:

@@ -7,7 +7,7 @@ import pytest
 from archiver import build as building
 from archiver.errors import Refused
 from archiver.recipe import Flags, read
-from tests.archiver.conftest import ENTRY, ROOT
+from tests.archiver.conftest import ENTRY
 
 
 @pytest.fixture
@@ -37,7 +37,6 @@ def test_a_good_one_opens(build, form):
     assert build.lines == []
 
 
-@pytest.mark.skipif(not (ROOT / "handler/transformer_handler.py").exists(), reason="the handler is not there yet")
 def test_the_real_handler_opens(model, store):
     recipe = read(Flags(model=str(model), model_name="m", version="1", task="text-classification"))
     assert building.build(recipe, store, "zip-store", force=False, say=print).exists()

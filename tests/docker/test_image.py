@@ -153,9 +153,6 @@ def test_the_gateway_is_in_it(image, store):
     assert b"HAProxy version" in container.communicate()[0] and container.returncode == 0
 
 
-@pytest.mark.skipif(
-    not (ROOT / "serving" / "container.py").exists(), reason="serving/container.py is not there yet"
-)
 def test_the_entrypoint_answers_its_health_check(image, store, tmp_path):
     log = tmp_path / "log"
     with running(image, store, log) as container:

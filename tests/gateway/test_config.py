@@ -24,7 +24,7 @@ BESIDE = Server("127.0.0.1:8080", "127.0.0.1:8081")
 ARCHIVES = [
     Served("tiny", "1.0", {"handler": {"task": "text-classification"}, "jobQueueSize": 50}),
     Served("tiny", "2.0", {"handler": {"task": "text-classification"}}),
-    Served("chat", "1.0", {"handler": {"task": "text-generation"}}),
+    Served("chat", "1.0", {"handler": {"task": "text-generation", "served_model_names": ["org/chat"]}}),
     Served("embed", "3", {"handler": {"task": "feature-extraction"}}),
 ]
 
@@ -60,9 +60,23 @@ def test_a_canary_is_a_backend_of_its_own(told):
     assert "tiny/2.0 m.tiny.canary" in list(render.models_map(gateway))
 
 
+def test_a_model_is_known_by_its_names_on_the_hub(told):
+    assert list(render.names_map(read(None, BESIDE, ARCHIVES))) == [
+        "tiny tiny",
+        "chat chat",
+        "org/chat chat",
+        "embed embed",
+    ]
+    renamed = told("models: {chat: {names: []}, tiny: {names: [tiny, org/tiny]}}")
+    assert list(render.names_map(renamed)) == ["tiny tiny", "org/tiny tiny", "chat chat", "embed embed"]
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
+        ("models: {tiny: {names: [org/chat]}}", "models.chat.names: 'org/chat': tiny is called that too"),
+        ("models: {tiny: {names: [chat]}}", "models.tiny.names: 'chat': chat is called that too"),
+        ("models: {tiny: {names: ['a b']}}", "models.tiny.names: ['a b']: expected a list of names such"),
         ("listen: 0.0.0.0:8000", "listen: 0.0.0.0:8000: is not a loopback address, so `keys` is needed"),
         ("listen: '8000'", "listen: '8000': expected HOST:PORT"),
         ("listen: 127.0.0.1:99999", "listen: 127.0.0.1:99999: expected a port"),

@@ -31,7 +31,8 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def service(model):
-    return worker.start(model.parent, task="text-generation", max_new_tokens=64)
+    names = ["org/tiny"]
+    return worker.start(model.parent, task="text-generation", max_new_tokens=64, served_model_names=names)
 
 
 @pytest.fixture
@@ -67,7 +68,9 @@ def test_the_openai_protocol(frontend, alone):
     completed = frontend.ask({"model": "tiny", "prompt": PROMPTS[0], "max_tokens": NEW}, COMPLETIONS).document
     assert completed["choices"][0]["text"] == text
     models = frontend.ask(b"", "v1/models").document
-    assert [model["id"] for model in models["data"]] == ["tiny"]
+    assert [model["id"] for model in models["data"]] == ["tiny", "org/tiny"]
+    called = frontend.ask({"model": "org/tiny", "prompt": PROMPTS[0], "max_tokens": NEW}, COMPLETIONS).document
+    assert called["choices"][0]["text"] == text
 
 
 def test_streams_say_the_same_piece_by_piece(frontend, alone):
@@ -138,7 +141,7 @@ def test_each_request_samples_for_itself(frontend, alone):
         (CHAT, {"messages": [{"role": "user", "content": "a"}], "max_tokens": 0}, 400, "max_tokens"),
         (CHAT, {"messages": [{"role": "user", "content": "a"}], "n": 2}, 400, "n: this engine does not do this"),
         (CHAT, {"messages": [{"role": "user", "content": "a"}], "wrong": 2}, 400, "wrong: this engine"),
-        (CHAT, {"messages": [{"role": "user", "content": "a"}], "model": "other"}, 404, "only tiny is served"),
+        (CHAT, {"messages": [{"role": "user", "content": "a"}], "model": "other"}, 404, "only tiny, org/tiny"),
         (COMPLETIONS, {"prompt": ["a"]}, 400, "prompt"),
         ("load_model", {"model": "x"}, 404, "no such path"),
         ("reset", {}, 404, "no such path"),

@@ -258,6 +258,12 @@ def test_openai_embeddings(tiny, services):
     assert len(embeddings(service, input=ids[0])[1]["data"]) == 1
 
 
+def test_an_embedder_is_known_by_its_name_on_the_hub(tiny, services):
+    named = worker.start(tiny["feature-extraction"], task="feature-extraction", served_model_names=["org/tiny"])
+    assert embeddings(named, input=ONE, model="org/tiny") == embeddings(services["feature-extraction"], input=ONE)
+    assert embeddings(named, input=ONE, model="other")[0] == 404
+
+
 @pytest.mark.parametrize(
     ("fields", "status", "says"),
     [

@@ -20,6 +20,7 @@ import psutil
 import pytest
 import requests
 import tritonclient.http
+from langchain_openai import ChatOpenAI
 
 from client import ManagementClient
 from serving.gateway import keys
@@ -31,6 +32,7 @@ from tests.support.serving import Serving, served
 pytestmark = pytest.mark.server
 
 TEXT = {"text": "a film"}
+HUB_NAME = "microsoft/Phi-3-mini-4k-instruct"
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +42,8 @@ def store(tiny, tmp_path_factory):
     archives.build_model(store, "tiny", model, "text-classification", "--version=2.0").rename(store / "next.mar")
     archives.build_model(store, "tiny", model, "text-classification")
     chatter = tiny_models.chatter(tmp_path_factory.mktemp("chat") / "model")
-    archives.build_model(store, "chat", chatter, "text-generation")
+    called = f"--set=handler.served_model_names=[{HUB_NAME}]"
+    archives.build_model(store, "chat", chatter, "text-generation", called)
     return store
 
 
@@ -122,6 +125,23 @@ def test_the_seeds_way_to_stream(server, tokens):
     assert told[-1] == b"[DONE]" and "".join(json.loads(piece)["text"] for piece in told[:-1])
 
 
+def test_the_seeds_way_with_langchain(server, tokens):
+    """Its client's own lines, with our URL and key, and a model's name that is the hub's."""
+    url, token = server.gateway_url, tokens["ann"]
+    chat = ChatOpenAI(
+        model="microsoft/Phi-3-mini-4k-instruct", openai_api_base=f"{url}/v1", openai_api_key=token, max_tokens=8
+    )
+    answer = chat.invoke("hello")
+    assert answer.content and answer.usage_metadata["output_tokens"] <= 8
+    assert "".join(piece.text for piece in chat.stream("hello"))
+
+
+def test_a_model_is_found_by_what_it_is_called_on_the_hub(ask):
+    for model, status in (("chat", 200), (HUB_NAME, 200), ("microsoft/other", 404)):
+        asked = {"model": model, "prompt": "a", "max_tokens": 1}
+        assert ask("/v1/completions", asked).status_code == status, model
+
+
 def test_the_seeds_triton_client(server, tokens, ask):
     """As its TritonClient does: readiness, tokenized input, logits; and metadata and texts."""
     client = tritonclient.http.InferenceServerClient(server.gateway_url.partition("//")[2])
@@ -154,7 +174,7 @@ def test_the_openai_client(server, tokens):
     )
     said = "".join(piece.choices[0].delta.content or "" for piece in pieces)
     assert whole(said) == whole(answer.choices[0].message.content)
-    assert [model.id for model in client.models.list()] == ["chat"]
+    assert [model.id for model in client.models.list()] == ["chat", HUB_NAME]
     with pytest.raises(openai.NotFoundError):
         client.chat.completions.create(model="other", messages=messages)
     with pytest.raises(openai.AuthenticationError):
