@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 # A round costs some 5 ms of a core, most of it the frontend's, and while it waits the frontend admits nobody.
 PATIENCE_SECONDS = 0.05  # in which streams that are under way gather their text
-FOLLOW_SECONDS = 0.012  # after an answer has ended: its client may have the next request
+FOLLOW_SECONDS, FOLLOW_ROUNDS = 0.012, 3  # after an answer has ended: its client may have the next request
 GATHER_SECONDS = 0.004  # after a first text or an end: a step of the engine has a token for everybody
 WARM_UP_SECONDS = 240  # for the first two tokens
 SILENCE_SECONDS = 1.0  # without a round, after which nobody is there any more
@@ -82,7 +82,7 @@ class Generation:
         self.gauges = Gauges()
         self.metrics: Any = None  # context.metrics, of the last round
         self.live: dict[str, Live] = {}
-        self._ended = False  # whether an answer has, in the last round
+        self._follow = 0  # rounds that are to be short: an answer has ended
         self._last = time.monotonic()
         self._lock = threading.Lock()  # of the live ones: a round against the watch
         threading.Thread(target=self._watch, name="silence", daemon=True).start()
@@ -115,11 +115,11 @@ class Generation:
         if self.application.dead():
             logger.error("the engine is gone; the worker ends, and TorchServe starts another")
             os._exit(1)  # inside a round, so that the frontend answers those in flight (WorkerThread.java:303)
-        patience = FOLLOW_SECONDS if self._ended else PATIENCE_SECONDS
+        patience = FOLLOW_SECONDS if self._follow else PATIENCE_SECONDS
         if not turn.whole and self.application.urgent.wait(patience):
             time.sleep(GATHER_SECONDS)
         self.application.urgent.clear()  # before anybody is asked for news: what comes later wakes the next round
-        self._ended = False
+        self._follow = max(0, self._follow - 1)
         return turn
 
     def postprocess(self, turn: Turn, context: Any, send: Callable[..., None] | None = None) -> list[bytes]:
@@ -198,7 +198,7 @@ class Generation:
             live.timed.first = time.monotonic()
             live.exchange.eager = False
         if news.done:
-            self._ended = True
+            self._follow = FOLLOW_ROUNDS
             with self._lock:
                 del self.live[request]
             how = "failed" if news.failed else str(news.status)
