@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from handler.config import SERVED_NAME
 from serving.errors import CannotServe
 
 MANIFEST = "MAR-INF/MANIFEST.json"
@@ -33,9 +34,13 @@ class Served:
 
     @property
     def also_called(self) -> list[str]:
-        """What else a request's `model` may say."""
+        """What else a request's `model` may say: names on the hub, and of adapters."""
         handler = self.config.get("handler")
-        return list(handler.get("served_model_names") or ()) if isinstance(handler, dict) else []
+        if not isinstance(handler, dict):
+            return []
+        adapters = (handler.get("vllm") or {}).get("lora_modules") or ()
+        named = [one["name"] if isinstance(one, dict) else one.partition("=")[0] for one in adapters]
+        return [*(handler.get("served_model_names") or ()), *filter(SERVED_NAME.fullmatch, named)]
 
 
 def describe(store: Path, model: str) -> Served:

@@ -9,7 +9,6 @@ No other path of the engine's application can be reached.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,7 +30,7 @@ from handler.generation.openai_protocol import (
     text_of,
     with_usage,
 )
-from handler.protocols.openai_embeddings import openai_error
+from handler.protocols.openai_embeddings import models_document, openai_error
 from handler.request import MOST_PROBLEMS
 from handler.rules import BOOLEAN, TEXT, Rule, check, integer, key, number, optional
 from handler.wire import GRPC, OPEN_INFERENCE_GRPC, Message, Reply, error_reply
@@ -109,7 +108,7 @@ def find(message: Message, served: Served) -> Route | Reply:
     if message.transport == OPEN_INFERENCE_GRPC:
         raise NotOffered("this model generates text, which is no tensor; ask over HTTP")
     if path == MODELS:
-        return _models(served)
+        return Reply(orjson.dumps(models_document(served.names)))
     offered = (*served.engine.fields, MODELS)
     streamed = path == STREAMED
     if streamed:
@@ -137,12 +136,6 @@ def refusal(message: Message | None, error: HandlerError) -> Reply:
     """An error as the protocol has it that the request speaks."""
     openai = message is not None and message.path.strip("/").startswith("v1/")
     return error_reply(error, openai_error if openai else None)
-
-
-def _models(served: Served) -> Reply:
-    about = {"object": "model", "created": int(time.time()), "owned_by": "torchserve"}
-    models = [{"id": name, **about} for name in served.names]
-    return Reply(orjson.dumps({"object": "list", "data": models}))
 
 
 def _openai(path: str, document: Document, served: Served) -> Route:

@@ -1,12 +1,14 @@
 """OpenAI's `v1/embeddings`, for models that embed texts: numbers as a list, or base64 of little-endian float32.
 
+And `v1/models`, by which its clients ask for the names that `model` may have.
 https://platform.openai.com/docs/api-reference/embeddings/create
 """
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
@@ -33,15 +35,13 @@ class Asked:
 
 def read(message: Message, document: Any, model: Model) -> Call:
     """A message to a call. Raises BadRequest, or NotOffered for another model."""
-    size = next((column.shape[-1] for column in model.outputs if column.name == EMBEDDING), None)
-    if size is None:
-        raise NotOffered("this model makes no embeddings")
+    size = _size(model)
     said = native.read_json(message.body, "input")
     if problems := check(said, Asked, quote=False, most=MOST_PROBLEMS):
         raise BadRequest("; ".join(map(str, problems)))
     asked = Asked(**said)
-    if asked.model not in (model.name, *model.also_called):
-        raise NotOffered(f"model: only {', '.join((model.name, *model.also_called))} is served here")
+    if asked.model not in (names := _names(model)):
+        raise NotOffered(f"model: only {', '.join(names)} is served here")
     if asked.dimensions not in (None, size):
         raise BadRequest(f"dimensions: this model's vectors have {size}")
     # Lists of tokens in place of texts, or one alone.
@@ -62,6 +62,18 @@ def write(task: Teller, done: Done, about: About) -> Mapping[str, Any]:
     return {"object": "list", "data": data, "model": about.model_name, "usage": usage}
 
 
+def read_models(message: Message, document: Any, model: Model) -> Call:
+    """What `v1/models` answers. Raises NotOffered."""
+    _size(model)
+    return Call("", (), True, {}, wanted=models_document(_names(model)))
+
+
+def models_document(names: Iterable[str]) -> dict[str, Any]:
+    """The names that `model` may have, in the protocol's shape."""
+    about = {"object": "model", "created": int(time.time()), "owned_by": "torchserve"}
+    return {"object": "list", "data": [{"id": name, **about} for name in names]}
+
+
 def openai_error(error: HandlerError, message: str) -> Mapping[str, Any]:
     """An error in the protocol's shape."""
     return error_document(error.status, message)
@@ -73,6 +85,18 @@ def error_document(status: int, message: str) -> dict[str, Any]:
     return {"error": {"message": message, "type": kind, "param": None, "code": None}}
 
 
+def _size(model: Model) -> int:
+    """Of its vectors. Raises NotOffered."""
+    for column in model.outputs:
+        if column.name == EMBEDDING:
+            return column.shape[-1]
+    raise NotOffered("this model makes no embeddings")
+
+
+def _names(model: Model) -> tuple[str, ...]:
+    return (model.name, *model.also_called)
+
+
 def _input(value: object) -> object:
     return TokenIds(tuple(value)) if _is_tokens(value) else value
 
@@ -82,3 +106,6 @@ def _is_tokens(value: object) -> TypeGuard[list[int]]:
 
 
 OPENAI_EMBEDDINGS = Protocol("openai-embeddings", read, write, openai_error)
+OPENAI_MODELS = Protocol(
+    "openai models", read_models, lambda task, done, about: done.call.wanted, openai_error, describes=True
+)

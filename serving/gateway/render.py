@@ -115,8 +115,10 @@ def models_map(gateway: Gateway) -> Iterator[str]:
             yield f"{variant.model}/{variant.version} {variant.backend}"
         elif variant.version != gateway.models[variant.model].version:
             yield f"{variant.model}/{variant.version} {variant.backend}"
-    for role in ("predict", "generate", "embeddings"):
-        if name := getattr(gateway.routes, role):
+    routes = gateway.routes
+    roles = {**vars(routes), "models": routes.generate or routes.embeddings}
+    for role, name in roles.items():
+        if name:
             yield f"@{role} {backend_of(name)}"
 
 

@@ -2,7 +2,8 @@
 
 A row's path is a regular expression for a whole path; `MODEL` and `VERSION` in it are the names of a model and of
 a version. The handler sees `rest` behind its own address (`url_path`), and so knows which protocol was meant; the
-model is one that the path names, or that which the configuration has for `@predict`, `@generate` or `@embeddings`.
+model is one that the path names, or that which the configuration has for `@predict`, `@generate` or `@embeddings`;
+`@models` is the one that generates, or where none does the one that embeds.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ ROUTES = (
     # OpenAI's. The body says which model, where there are several.
     Route("openai", "POST", "/v1/(chat/completions|completions)", "@generate", r"v1/\1"),
     Route("openai", "POST", "/v1/embeddings", "@embeddings", "v1/embeddings"),
-    Route("openai-models", "GET", "/v1/models", "@generate", "v1/models"),
+    Route("openai-models", "GET", "/v1/models", "@models", "v1/models"),
     # TorchServe's own.
     Route("predict", "POST", "/predictions/(MODEL)", r"\1"),
     Route("predict", "POST", "/predictions/(MODEL)/(VERSION)", r"\1/\2"),

@@ -48,6 +48,8 @@ def test_without_a_file_it_serves_what_is_beside_it():
         "chat",
         "embed",
     )
+    assert "@models m.chat" in list(render.models_map(gateway))
+    assert "@models m.embed" in list(render.models_map(read(None, BESIDE, [ARCHIVES[0], ARCHIVES[-1]])))
     assert gateway.servers == {LOCAL: BESIDE}
     assert gateway.models["tiny"].version == "1.0" and gateway.models["tiny"].max_in_flight == 50
     assert [variant.backend for variant in render.variants(gateway)] == ["m.tiny", "m.chat", "m.embed"]
@@ -67,6 +69,9 @@ def test_a_model_is_known_by_its_names_on_the_hub(told):
         "org/chat chat",
         "embed embed",
     ]
+    adapters = {"lora_modules": [{"name": "sql", "path": "a"}, "poet=b", "two words=c"]}
+    chat = Served("chat", "1.0", {"handler": {"task": "text-generation", "vllm": adapters}})
+    assert list(render.names_map(read(None, BESIDE, [chat]))) == ["chat chat", "sql chat", "poet chat"]
     renamed = told("models: {chat: {names: []}, tiny: {names: [tiny, org/tiny]}}")
     assert list(render.names_map(renamed)) == ["tiny tiny", "org/tiny tiny", "chat chat", "embed embed"]
 

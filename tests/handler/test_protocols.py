@@ -262,6 +262,13 @@ def test_an_embedder_is_known_by_its_name_on_the_hub(tiny, services):
     named = worker.start(tiny["feature-extraction"], task="feature-extraction", served_model_names=["org/tiny"])
     assert embeddings(named, input=ONE, model="org/tiny") == embeddings(services["feature-extraction"], input=ONE)
     assert embeddings(named, input=ONE, model="other")[0] == 404
+    models = good(named, frames.post(b"", "", url_path="v1/models"))
+    assert models["object"] == "list" and [model["id"] for model in models["data"]] == ["tiny", "org/tiny"]
+
+
+def test_a_model_that_embeds_nothing_has_no_openai_protocol(services):
+    status, document = ask(services["text-classification"], frames.post(b"", "", url_path="v1/models"))
+    assert status == 404 and document["error"]["message"] == "this model makes no embeddings"
 
 
 @pytest.mark.parametrize(
@@ -529,9 +536,7 @@ ASKED = (
 )
 BODIES = ASKED.map(lambda document: json.dumps(document).encode()) | st.binary(max_size=60)
 ROWS = st.one_of(
-    st.builds(
-        frames.post, BODIES, url_path=st.sampled_from(["", "v2/infer", "v2/metadata", "v1/embeddings", "x"])
-    ),
+    st.builds(frames.post, BODIES, url_path=st.sampled_from(["", *table.PATHS, "x"])),
     st.builds(
         lambda head, rest, length: frames.post(
             head + rest, "application/octet-stream", **{HEADER: str(len(head) + length)}
