@@ -11,4 +11,5 @@ ensure_venv requirements.txt requirements-dev.txt
 ensure_vllm
 scripts/check.sh
 export OMP_WAIT_POLICY=passive # the workers' threads share the cores: one that waits must not spin on them
-exec "$VENV/bin/python" -m pytest -n 2 --dist loadfile "$@" # much of a file of server tests is waiting
+# Much of a file of server tests is waiting.
+exec "$VENV/bin/python" -m pytest -n 2 --dist loadfile --durations=15 "$@"

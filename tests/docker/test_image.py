@@ -144,7 +144,8 @@ def test_what_is_in_it(image):
     assert not [path for path in found if allowed not in path or path.endswith((".safetensors", ".mar"))]
     assert not [path for path in files if path.stat().st_mode & 0o6000], "a program that becomes another user"
     assert {path.name for path in (image.files / "opt/app").iterdir()} == {
-        "archiver", "client", "handler", "serving", "docker", "config.properties", "log4j2.xml", "metrics.yaml",
+        "archiver", "client", "handler", "serving", "docker", "recipes",
+        "config.properties", "log4j2.xml", "metrics.yaml",
     }  # fmt: skip
 
 
