@@ -8,21 +8,22 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmarks.environments import ROOT, Unavailable
 from benchmarks.processes import Failed
 
 ROOM = ROOT / "benchmarks"
 VERBS = {
-    "encoder": "all-MiniLM-L6-v2 as a classifier and as an embedder, beside the peers",
+    "archive": "building an archive, beside torch-model-archiver",
     "overhead": "a handler that does nothing, beside stock TorchServe",
     "options": "dtype, int8, compile and attention: what each gains, and what it costs in the answers",
     "prompt": "prompts for diffusion models: exactness, what is saved, large answers, the seed's service",
     "generation": "text generation: both engines beside their own servers, the seed's service, a thousand streams",
     "gateway": "the gateway's cost, and 100,000 malformed requests through it",
     "memory": "whether a worker grows over 100,000 requests",
-    "archive": "building an archive, beside torch-model-archiver",
-    "all": "archive, overhead, options, prompt, generation, gateway, memory, encoder",
+    "encoder": "all-MiniLM-L6-v2 as a classifier and as an embedder, beside the peers",
+    "all": "these, from the first to the last",
 }
 
 
@@ -76,9 +77,9 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGINT):  # servers are ended on the way out
         signal.signal(number, signal.default_int_handler)
     try:
-        order = ("archive", "overhead", "options", "prompt", "generation", "gateway", "memory", "encoder")
-        for verb in [verb for verb in order if flags.verb in (verb, "all")]:
-            measure(verb, flags)
+        for verb in VERBS if flags.verb == "all" else [flags.verb]:
+            if verb != "all":
+                measure(verb, flags)
     except (Unavailable, Failed, OSError) as err:
         say(f"error: {err}")
         return 1
@@ -104,7 +105,7 @@ def measure(verb: str, flags: argparse.Namespace) -> None:
         open_loop=not flags.no_open_loop,
         texts=flags.texts,
     )
-    matters = {
+    matters: dict[str, dict[str, Any]] = {
         "options": {"rounds": plan.rounds},
         "prompt": {"rounds": plan.rounds},
         "generation": {"rounds": plan.rounds, "streams": flags.streams},
@@ -128,18 +129,16 @@ def measure(verb: str, flags: argparse.Namespace) -> None:
         )
         for _ in rounds:
             results.write(raw)  # what is stopped halfway has not been for nothing
-    elif verb == "options":
-        options.measure(flags.rounds, results, say)
-    elif verb == "prompt":
-        prompt.measure(flags.rounds, results, say)
-    elif verb == "generation":
-        generation.measure(flags.rounds, flags.streams, results, say)
-    elif verb == "gateway":
-        gateway.measure(flags.rounds, flags.seconds, flags.requests, results, say)
-    elif verb == "memory":
-        memory.measure(flags.requests, results, say)
     else:
-        archive.measure(flags.megabytes, flags.rounds, results, say)
+        rooms: dict[str, Any] = {
+            "archive": archive,
+            "options": options,
+            "prompt": prompt,
+            "generation": generation,
+            "gateway": gateway,
+            "memory": memory,
+        }
+        rooms[verb].measure(**settings, results=results, say=say)
     for path in report.write(results, folder, None if flags.results else ROOM / "README.md"):
         say(f"wrote {path.relative_to(ROOT) if path.is_relative_to(ROOT) else path}")
     say(f"{verb}: {(time.monotonic() - started) / 60:.1f} minutes")

@@ -48,7 +48,7 @@ def timed(line: list[str], **environment: str) -> float:
     return time.perf_counter() - started
 
 
-def measure(megabytes: int, runs: int, results: Results, say: Say) -> None:
+def measure(megabytes: int, rounds: int, results: Results, say: Say) -> None:
     """Builds in turns; megabytes is a multiple of 10."""
     times: dict[str, list[float]] = {UPSTREAM: [], OURS: []}
     with tempfile.TemporaryDirectory(prefix="bench-") as private:
@@ -62,9 +62,11 @@ def measure(megabytes: int, runs: int, results: Results, say: Say) -> None:
         ours = [PYTHON, "-P", "-m", "archiver", "build", "--model", str(place / "model"), "--force"]
         ours += ["--task", "text-classification", "--model-name", "m", "--version", "1"]
         ours += ["--export-path", str(place / "out")]
-        for number in range(runs):
+        for number in range(rounds):
             times[UPSTREAM].append(timed(upstream, TMPDIR=private))
             times[OURS].append(timed(ours, PYTHONPATH=str(ROOT)))
-            say(f"[{number + 1}/{runs}] " + ", ".join(f"{name} {took[-1]:.2f} s" for name, took in times.items()))
+            say(
+                f"[{number + 1}/{rounds}] " + ", ".join(f"{name} {took[-1]:.2f} s" for name, took in times.items())
+            )
         shutil.rmtree(place / "out")
     results.extra = {"megabytes": megabytes, "seconds": times}

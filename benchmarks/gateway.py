@@ -12,17 +12,17 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import requests
+from requests import get
 
-from benchmarks.candidates.candidate import CLASSIFY, EMBED, PYTHON, Job, text_body
-from benchmarks.candidates.ours import Ours, serving
+from benchmarks.candidates.candidate import CLASSIFY, EMBED, Job, text_body
+from benchmarks.candidates.ours import Ours, build, serving
 from benchmarks.closed_loop import closed_loop, url
 from benchmarks.environments import ROOT
 from benchmarks.figures import Measurement, Results
 from benchmarks.http_client import HOST, ask_all, post
 from benchmarks.memory import Sentiment, find_workers
 from benchmarks.models import model_for
-from benchmarks.processes import START_SECONDS, Failed, run, running
+from benchmarks.processes import START_SECONDS, Failed, running
 from benchmarks.texts import text_set
 
 CONNECTIONS = (1, 16, 64)
@@ -85,14 +85,13 @@ class Behind(Ours):
     name = "gateway"
 
     def prepare(self, job: Job) -> None:
-        """And the gateway's configuration."""
+        """Builds both."""
         super().prepare(job)
         Sentiment().prepare(job)
-        (job.store / "gateway.yaml").write_text(json.dumps({"limits": WIDE}))
 
     def command(self, job: Job) -> list[str]:
         """What scripts/serve.sh --gateway runs."""
-        return [*serving(job, "bench.mar", "sentiment.mar"), "--gateway", str(job.store / "gateway.yaml")]
+        return behind_gateway(job, "bench.mar", "sentiment.mar")
 
 
 class OfEveryKind(Sentiment):
@@ -103,20 +102,23 @@ class OfEveryKind(Sentiment):
     def prepare(self, job: Job) -> None:
         """The embedder is the classifier without its head."""
         super().prepare(job)
-        build = ["env", f"PYTHONPATH={ROOT}", PYTHON, "-m", "archiver", "build", "--force"]
-        build += ["--export-path", str(job.store)]
-        run([*build, str(ROOT / "recipes" / "tiny-chat")], job.scratch)
-        model = ["--model", str(ROOT / "recipes" / "sentiment" / "model"), "--model-name", "meaning"]
-        run([*build, *model, "--version", "1.0", "--task", EMBED], job.scratch)
-        (job.store / "gateway.yaml").write_text(json.dumps({"limits": WIDE}))
+        build(job, str(ROOT / "recipes" / "tiny-chat"))
+        model = ("--model", str(ROOT / "recipes" / "sentiment" / "model"), "--model-name", "meaning")
+        build(job, *model, "--version", "1.0", "--task", EMBED)
 
     def command(self, job: Job) -> list[str]:
         """What scripts/serve.sh --gateway runs, with three archives."""
-        archives = ("sentiment.mar", "meaning.mar", "tiny-chat.mar")
-        return [*serving(job, *archives), "--gateway", str(job.store / "gateway.yaml")]
+        return behind_gateway(job, "sentiment.mar", "meaning.mar", "tiny-chat.mar")
 
 
-def measure(rounds: int, seconds: float, malformed: int, results: Results, say: Callable[[str], None]) -> None:
+def behind_gateway(job: Job, *models: str) -> list[str]:
+    """The server's command line, with the configuration that it names."""
+    configuration = job.scratch / "gateway.yaml"
+    configuration.write_text(json.dumps({"limits": WIDE}))
+    return [*serving(job, *models), "--gateway", str(configuration)]
+
+
+def measure(rounds: int, seconds: float, requests: int, results: Results, say: Callable[[str], None]) -> None:
     """The same server with and without, in turns; then what is malformed."""
     with running(Behind(), CLASSIFY, model_for(CLASSIFY), "gateway") as job:
         bodies = job.scratch / "bodies.txt"
@@ -134,14 +136,14 @@ def measure(rounds: int, seconds: float, malformed: int, results: Results, say: 
                     say(f"round {number + 1}: {said}")
     with running(OfEveryKind(), CLASSIFY, Path(), "gateway-malformed") as job:
         wait_until_ready(job.port + 5)
-        results.extra = {"malformed": send_malformed(malformed, job.port + 5, say)}
+        results.extra = {"malformed": send_malformed(requests, job.port + 5, say)}
 
 
 def wait_until_ready(port: int) -> None:
     """Until every model is: `running` has asked for one of them only."""
     end_at = time.monotonic() + START_SECONDS
     while time.monotonic() < end_at:
-        if requests.get(f"http://{HOST}:{port}/health", timeout=30).ok:
+        if get(f"http://{HOST}:{port}/health", timeout=30).ok:
             return
         time.sleep(0.25)
     raise Failed("a model was not ready in time")

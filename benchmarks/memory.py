@@ -14,12 +14,12 @@ from typing import ClassVar
 import numpy as np
 import psutil
 
-from benchmarks.candidates.candidate import CLASSIFY, PYTHON, Job, Wire, text_body
-from benchmarks.candidates.ours import Ours, serving
+from benchmarks.candidates.candidate import CLASSIFY, Job, Wire, text_body
+from benchmarks.candidates.ours import Ours, build, serving
 from benchmarks.environments import ROOT
 from benchmarks.figures import Results
 from benchmarks.http_client import Reply, ask_all, post
-from benchmarks.processes import Failed, run, running
+from benchmarks.processes import Failed, running
 from benchmarks.texts import text_set
 
 LOOKS = 100  # at the memory, after equally many requests each
@@ -41,8 +41,7 @@ class Sentiment(Ours):
 
     def prepare(self, job: Job) -> None:
         """Builds it."""
-        build = [PYTHON, "-m", "archiver", "build", str(ROOT / "recipes" / "sentiment"), "--force"]
-        run(["env", f"PYTHONPATH={ROOT}", *build, "--export-path", str(job.store)], job.scratch)
+        build(job, str(ROOT / "recipes" / "sentiment"))
 
     def command(self, job: Job) -> list[str]:
         """What scripts/serve.sh runs."""

@@ -27,9 +27,8 @@ class Ours(Candidate):
 
     def prepare(self, job: Job) -> None:
         """Builds the archive."""
-        build = [PYTHON, "-m", "archiver", "build", "--model", str(job.model), "--task", job.task, "--force"]
-        build += ["--model-name", "bench", "--version", "1.0", "--export-path", str(job.store)]
-        run(["env", f"PYTHONPATH={ROOT}", *build], job.scratch)
+        named = ("--model-name", "bench", "--version", "1.0")
+        build(job, "--model", str(job.model), "--task", job.task, *named)
 
     def command(self, job: Job) -> list[str]:
         """What scripts/serve.sh runs."""
@@ -42,10 +41,15 @@ class Ours(Candidate):
 
 def pack(job: Job, name: str, handler: Mapping[str, Any]) -> None:
     """Builds an archive with this `handler:` section; the weights stay where they are."""
-    build = [PYTHON, "-m", "archiver", "build", "--model", str(job.model), "--model-name", name]
-    build += ["--version", "1.0", "--archive-format", "no-archive", "--force", "--export-path", str(job.store)]
-    build += [f"--set=handler.{key}={json.dumps(value)}" for key, value in handler.items()]
-    run(["env", f"PYTHONPATH={ROOT}", *build], job.scratch)
+    settings = [f"--set=handler.{key}={json.dumps(value)}" for key, value in handler.items()]
+    named = ("--model-name", name, "--version", "1.0")
+    build(job, "--model", str(job.model), *named, "--archive-format", "no-archive", *settings)
+
+
+def build(job: Job, *arguments: str) -> None:
+    """An archive in the job's store, by the archiver that stands here."""
+    line = [PYTHON, "-m", "archiver", "build", *arguments, "--force", "--export-path", str(job.store)]
+    run(["env", f"PYTHONPATH={ROOT}", *line], job.scratch)
 
 
 def serving(job: Job, *models: str) -> list[str]:
