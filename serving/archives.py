@@ -34,13 +34,17 @@ class Served:
 
     @property
     def also_called(self) -> list[str]:
-        """What else a request's `model` may say: names on the hub, and of adapters."""
+        """What else a request's `model` may say: names on the hub, and of adapters. Raises CannotServe."""
         handler = self.config.get("handler")
         if not isinstance(handler, dict):
             return []
-        adapters = (handler.get("vllm") or {}).get("lora_modules") or ()
-        named = [one["name"] if isinstance(one, dict) else one.partition("=")[0] for one in adapters]
-        return [*(handler.get("served_model_names") or ()), *filter(SERVED_NAME.fullmatch, named)]
+        try:
+            adapters = (handler.get("vllm") or {}).get("lora_modules") or ()
+            named = [one["name"] if isinstance(one, dict) else one.partition("=")[0] for one in adapters]
+            return list(filter(SERVED_NAME.fullmatch, [*(handler.get("served_model_names") or ()), *named]))
+        except (AttributeError, KeyError, TypeError) as err:
+            wrong = "handler.served_model_names and handler.vllm.lora_modules: expected lists"
+            raise CannotServe(f"{self.name}: {wrong}; python -m archiver verify says more") from err
 
 
 def describe(store: Path, model: str) -> Served:
@@ -58,6 +62,8 @@ def describe(store: Path, model: str) -> Served:
     try:
         manifest = json.loads(read(MANIFEST))["model"]
         config = yaml.safe_load(read(manifest["configFile"])) if manifest.get("configFile") else {}
+        if not isinstance(config, dict | None):
+            raise TypeError(f"{manifest['configFile']} is no mapping")
         return Served(name or manifest["modelName"], str(manifest["modelVersion"]), config or {})
     except (KeyError, ValueError, TypeError, yaml.YAMLError, zipfile.BadZipFile, tarfile.TarError) as err:
         raise CannotServe(f"{file} cannot be read: {err}; python -m archiver verify says more") from err

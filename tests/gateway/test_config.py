@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import subprocess
 import sys
 import tempfile
+import zipfile
 from pathlib import Path
 
 import pytest
 import requests
 
-from serving.archives import Served
+from serving.archives import MANIFEST, Served, describe
 from serving.errors import CannotServe
 from serving.gateway import keys, render
 from serving.gateway.config import LOCAL, Canary, Gateway, Limits, Model, Routes, Server, is_loopback, read
@@ -74,6 +76,25 @@ def test_a_model_is_known_by_its_names_on_the_hub(told):
     assert list(render.names_map(read(None, BESIDE, [chat]))) == ["chat chat", "sql chat", "poet chat"]
     renamed = told("models: {chat: {names: []}, tiny: {names: [tiny, org/tiny]}}")
     assert list(render.names_map(renamed)) == ["tiny tiny", "org/tiny tiny", "chat chat", "embed embed"]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"served_model_names": 5}, {"served_model_names": [5]}, {"vllm": 5}, {"vllm": {"lora_modules": [{}]}}],
+)
+def test_names_that_cannot_be_read_are_one_line(wrong):
+    archive = Served("chat", "1.0", {"handler": {"task": "text-generation", **wrong}})
+    with pytest.raises(CannotServe, match=r"^chat: handler.served_model_names and"):
+        read(None, BESIDE, [archive])
+
+
+def test_a_configuration_that_is_no_mapping_is_one_line(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.mar", "w") as archive:
+        model = {"modelName": "a", "modelVersion": "1.0", "configFile": "model-config.yaml"}
+        archive.writestr(MANIFEST, json.dumps({"model": model}))
+        archive.writestr("model-config.yaml", "- batchSize: 1\n")
+    with pytest.raises(CannotServe, match=r"^a.mar cannot be read: model-config.yaml is no mapping"):
+        describe(tmp_path, "a.mar")
 
 
 @pytest.mark.parametrize(
