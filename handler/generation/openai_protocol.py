@@ -133,7 +133,7 @@ class Usage:
     prompt_tokens: int | None = None
     new_tokens: int | None = None
     finish_reason: str | None = None
-    has_text: bool = False  # whether some has passed
+    begun: bool = False  # whether something that the model said has passed
 
     def note(self, document: Document) -> None:
         """Takes what a whole answer or an event says."""
@@ -142,7 +142,7 @@ class Usage:
             self.new_tokens = usage.get("completion_tokens")
         for choice in document.get("choices") or ():
             self.finish_reason = choice.get("finish_reason") or self.finish_reason
-            self.has_text = self.has_text or bool(text_of(choice))
+            self.begun = self.begun or _says_something(choice)
 
 
 @dataclass
@@ -183,6 +183,12 @@ def with_usage(document: Document, event: bytes, wanted: bool) -> bytes:
     if usage and wanted:
         told += event_of({**document, "choices": [], "usage": usage})
     return told
+
+
+def _says_something(choice: Document) -> bool:
+    """Text, a thought, a call of a tool: the first event of a chat has none, only its role."""
+    said = choice.get("delta") or choice.get("message") or {"text": choice.get("text")}
+    return any(value for name, value in said.items() if name != "role")
 
 
 def text_of(choice: Document) -> str:

@@ -194,7 +194,7 @@ class Generation:
         if news is None:
             return None, None
         reply, ends = self._reply(live, news)
-        if live.timed.first is None and news.streams and live.route.usage.has_text:
+        if live.timed.first is None and news.streams and live.route.usage.begun:
             live.timed.first = time.monotonic()
             live.exchange.eager = False
         if news.done:

@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 
 from handler.generation.application import Application
+from handler.generation.openai_protocol import Usage
 from tests.support import tiny_models, worker
 from tests.support.reference import generated
 from tests.support.rounds import (
@@ -283,3 +284,23 @@ def test_a_round_with_nothing_to_say_answers_nobody(frontend):
     frontend.round()
     assert not client.pieces
     frontend.run(client)
+
+
+@pytest.mark.parametrize(
+    ("choice", "begun"),
+    [
+        ({"delta": {"role": "assistant", "content": ""}}, False),
+        ({"delta": {}, "finish_reason": "stop"}, False),
+        ({"delta": {"content": "a"}}, True),
+        ({"delta": {"role": "assistant", "reasoning": "a"}}, True),
+        ({"delta": {"tool_calls": [{"index": 0}]}}, True),
+        ({"message": {"role": "assistant", "content": "a"}}, True),
+        ({"text": "a"}, True),
+        ({"text": ""}, False),
+    ],
+)
+def test_a_model_has_begun_once_it_says_something(choice, begun):
+    """From then on a stream's pieces can wait, whatever they are of."""
+    usage = Usage()
+    usage.note({"choices": [choice]})
+    assert usage.begun is begun
