@@ -19,7 +19,8 @@ STREAMS = 16  # at once
 CACHE_TOKENS = 32_768
 BATCH_TOKENS = 512
 TRANSFORMERS = {"cache_tokens": CACHE_TOKENS, "max_batch_tokens": BATCH_TOKENS}
-VLLM = {"enforce_eager": True, "kv_cache_memory_bytes": 1 << 29, "max_model_len": CONTEXT, "max_num_seqs": 64}
+CACHE_BYTES = 1 << 29
+VLLM = {"enforce_eager": True, "kv_cache_memory_bytes": CACHE_BYTES, "max_model_len": CONTEXT, "max_num_seqs": 64}
 
 
 def chat(prompt: str, **more: Any) -> bytes:
@@ -135,9 +136,9 @@ def transformers_engine() -> OurEngine:
     return OurEngine("transformers", TRANSFORMERS)
 
 
-def vllm_engine() -> OurEngine:
+def vllm_engine(cache_bytes: int = CACHE_BYTES) -> OurEngine:
     """As vLLM's server is set."""
-    return OurEngine("vllm", {"vllm": VLLM})
+    return OurEngine("vllm", {"vllm": {**VLLM, "kv_cache_memory_bytes": cache_bytes}})
 
 
 def native_route() -> OurEngine:
