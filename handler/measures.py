@@ -87,7 +87,8 @@ def one_write() -> Iterator[None]:
     A worker's output is flushed after every line, and each write wakes the frontend, which then takes from the
     cores what the next forward needs. One connection's p99 fell from 93 to 53 ms, its median from 29.5 to 25.4.
     """
-    handlers = [each for each in logging.getLogger().handlers if isinstance(each, logging.StreamHandler)]
+    streams = [each for each in logging.getLogger().handlers if isinstance(each, logging.StreamHandler)]
+    handlers = [each for each in streams if "flush" not in vars(each)]  # not what a block around this one holds
     for handler in handlers:
         handler.flush = lambda: None  # type: ignore[method-assign]
     try:

@@ -21,7 +21,7 @@ from handler.config import ModelConfig
 from handler.draining import Drain
 from handler.errors import HandlerError, LoadError, ServerFault
 from handler.lanes import Lanes
-from handler.measures import Measures
+from handler.measures import Measures, one_write
 from handler.memory import Memory, fingerprint
 from handler.protocols import table
 from handler.protocols.open_inference import metadata
@@ -137,7 +137,10 @@ class BatchPipeline:
         with answers.measures.step("write"):
             limit = self.config.handler.max_response_bytes
             bodies = wire.write(self._replies(answers), context, limit, send, answers.shapes)
-        answers.measures.emit(context.metrics)
+        with one_write():
+            if any(answers.ids):
+                _log(answers, context)
+            answers.measures.emit(context.metrics)
         return bodies
 
     def answer(self, messages: Sequence[Message]) -> Sequence[Slot[Mapping[str, Any] | Tensors]]:
@@ -286,6 +289,13 @@ def build(
     if proven := golden.check(directory.parent / "golden", config.handler, pipeline.answer):
         logger.info("%d golden answers hold", proven)
     return pipeline
+
+
+def _log(answers: Answers, context: Any) -> None:
+    """One line for a batch whose clients have said who they are: who got which status."""
+    statuses = (context.get_response_status(index)[0] for index in range(len(answers.ids)))
+    told = " ".join(f"{name or '-'}:{status}" for name, status in zip(answers.ids, statuses, strict=True))
+    logger.info("answered in %.1f ms: %s", answers.measures.milliseconds, told)
 
 
 def _write(answer: Any, media_type: str) -> Reply:

@@ -300,17 +300,28 @@ def test_a_batchs_metrics_leave_in_one_write(services, caplog):
             self.truncate(self.seek(0))
 
     writes: list[str] = []
+    said_who = frames.post(b'{"text": "a"}', **{"X-Correlation-Id": "mine"})
     handler = logging.StreamHandler(Output())
     logging.getLogger().addHandler(handler)
     try:
         with caplog.at_level(logging.INFO):
-            frames.answer(services["text-classification"], text="a")
+            frames.predict(services["text-classification"], [said_who])
             logging.getLogger().info("afterwards")
     finally:
         logging.getLogger().removeHandler(handler)
     [metrics] = [written for written in writes if "Handler" in written]
-    assert len(metrics.splitlines()) >= 10
+    assert len(metrics.splitlines()) >= 10 and " ms: mine:200\n" in metrics
     assert writes[-1] == "afterwards\n"
+
+
+def test_a_batch_whose_clients_say_who_they_are_is_one_line(services, caplog):
+    named = [(b'{"text": "a"}', "first"), (b'{"text": 7}', "second"), (b'{"text": "a"}', "no name: a space")]
+    asked = [frames.post(body, **{"X-Correlation-Id": name}) for body, name in named] + [frames.ask(text="a")]
+    with caplog.at_level(logging.INFO):
+        frames.predict(services["text-classification"], asked)
+        frames.predict(services["text-classification"], [frames.ask(text="a")])
+    [line] = [record.message for record in caplog.records if record.message.startswith("answered in ")]
+    assert line.partition(" ms: ")[2] == "first:200 second:422 -:200 -:200"
 
 
 def test_metrics_are_lines_that_the_frontend_reads(services, caplog):

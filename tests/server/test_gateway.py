@@ -357,13 +357,14 @@ def test_a_request_is_one_line_of_json_with_the_clients_own_id(server, ask):
     own, trace = f"mine-{uuid.uuid4()}", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     answer = ask("/predict", TEXT, **{"X-Request-Id": own, "traceparent": trace})
     assert answer.headers["x-request-id"] == own
-    wait_for(lambda: own in server.output())
-    line = next(line for line in server.output().splitlines() if own in line)
+    wait_for(lambda: f'"id":"{own}"' in server.output())
+    line = next(line for line in server.output().splitlines() if own in line and line.startswith("{"))
     told = json.loads(line)
     assert (told["status"], told["key"], told["path"], told["traceparent"]) == (200, "ann", "/predict", trace)
+    wait_for(lambda: f" ms: {own}:200" in server.output())  # the handler's own line
     generated = f"gen-{uuid.uuid4()}"
     ask("/generate", {"prompt": "a", "max_new_tokens": 2}, **{"X-Request-Id": generated})
-    wait_for(lambda: f": 200 id={generated} seconds=" in server.output())  # the handler's own line
+    wait_for(lambda: f": 200 id={generated} seconds=" in server.output())
     assert ask("/predict", TEXT, **{"X-Request-Id": 'a"b'}).headers["x-request-id"] != 'a"b'
 
 
