@@ -17,6 +17,7 @@ import psutil
 import torch
 import transformers
 
+from handler import devices
 from handler.config import ModelConfig
 from handler.errors import LoadError
 from handler.generation.application import Application, Asgi
@@ -65,6 +66,7 @@ def build(directory: Path, config: ModelConfig, device: torch.device, name: str)
     check_directory(directory)
     os.environ |= {key: value for key, value in ENVIRONMENT.items() if key not in os.environ}
     os.environ.pop("VLLM_API_KEY", None)  # keys are a gateway's; no client could give this one
+    devices.bound_kernels()  # of which each number of tokens in a step has its own: some 200 MB of vLLM's worker
     if device.type == "cuda":
         _choose_gpus(config, device)
     level = logging.getLogger().level
