@@ -61,9 +61,12 @@ class Reply:
 Shape: TypeAlias = Callable[[HandlerError, str], Mapping[str, Any]]
 
 
-def read(rows: Sequence[Mapping[str, Any]], context: Any) -> list[Slot[Message]]:
-    """Rows to messages."""
-    return each(list(range(len(rows))), lambda i: _read(rows[i], context.get_all_request_header(i)))
+def read(
+    rows: Sequence[Mapping[str, Any]], context: Any, indices: Sequence[int] | None = None
+) -> list[Slot[Message]]:
+    """Rows to messages: all, or those of these numbers."""
+    wanted = list(range(len(rows)) if indices is None else indices)
+    return each(wanted, lambda i: _read(rows[i], context.get_all_request_header(i)))
 
 
 def is_describe(rows: Sequence[Mapping[str, Any]], context: Any) -> bool:

@@ -33,5 +33,6 @@ class Engine:
     has_template: bool  # whether the model's tokenizer has a chat template
     draws: bool  # whether the model's own generation_config.json samples
     about: Mapping[str, Any]  # what the management API shows
+    context_tokens: int  # of a request, its answer included
     load: Callable[[], Load]
     adapters: tuple[str, ...] = ()  # names that `model` may have beside the model's own

@@ -1,4 +1,4 @@
-"""Run as a program: waits until standard input ends, then kills the processes whose handles are its arguments.
+"""Run as a program: looks who descends from a worker, and kills them all when its standard input ends.
 
 A process's standard input ends when the last one that could write to it is gone, however it went.
 """
@@ -6,30 +6,50 @@ A process's standard input ends when the last one that could write to it is gone
 from __future__ import annotations
 
 import contextlib
+import os
+import select
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
-from os import close, pidfd_open
+from collections.abc import Iterator
+from pathlib import Path
+
+LOOK_SECONDS = 0.5  # an engine that is still being loaded starts processes
 
 
-def guard(pids: Sequence[int]) -> subprocess.Popen[bytes]:
-    """Starts the guard of these processes. They end when this one does, or what is returned is let go."""
-    handles = [pidfd_open(pid) for pid in pids]  # unlike a number, a handle never means another process
-    try:
-        return subprocess.Popen(
-            [sys.executable, "-I", "-S", __file__, *map(str, handles)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            pass_fds=handles,
-        )
-    finally:
-        for handle in handles:
-            close(handle)
+def guard() -> subprocess.Popen[bytes]:
+    """Starts the guard of all processes that this one has and will have: they end when it does."""
+    return subprocess.Popen(
+        [sys.executable, "-I", "-S", __file__, str(os.getpid())],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+    )
+
+
+def descendants(pid: int) -> Iterator[int]:
+    """Children, theirs, and so on (proc(5), /proc/pid/task/tid/children)."""
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # a thread that has ended meanwhile
+            for child in map(int, path.read_text().split()):
+                yield child
+                yield from descendants(child)
+
+
+def watch(worker: int) -> None:
+    """Returns when standard input has ended, and nobody of the worker's is left."""
+    handles: dict[int, int] = {}  # unlike a number, a handle never means another process
+    while not select.select([sys.stdin], [], [], LOOK_SECONDS)[0]:
+        for pid in {*descendants(worker)} - handles.keys() - {os.getpid()}:
+            with contextlib.suppress(ProcessLookupError):
+                handles[pid] = os.pidfd_open(pid)
+        ended = select.select(list(handles.values()), [], [], 0)[0]  # a handle can be read once its process has
+        for handle in ended:
+            os.close(handle)
+        handles = {pid: handle for pid, handle in handles.items() if handle not in ended}
+    for handle in handles.values():
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(handle, signal.SIGKILL)
 
 
 if __name__ == "__main__":
-    sys.stdin.read()
-    for handle in sys.argv[1:]:
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(int(handle), signal.SIGKILL)
+    watch(int(sys.argv[1]))

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import orjson
 import torch
@@ -28,14 +28,15 @@ from handler import wire
 from handler.batch import guarded, log_defect
 from handler.config import ModelConfig
 from handler.draining import Drain
-from handler.errors import HandlerError, InternalError, InvalidRequest, LoadError
+from handler.errors import HandlerError, InternalError, InvalidRequest, LoadError, TooLarge
 from handler.generation.application import Ask, Exchange, News
 from handler.generation.engine import ENGINES, Engine
 from handler.generation.measures import Gauges, Timed, log
-from handler.generation.openai_protocol import COMPLETIONS, EMBEDDINGS, event_of
+from handler.generation.openai_protocol import COMPLETIONS, EMBEDDINGS, event_of, refused
+from handler.generation.openai_requests import Limits
 from handler.generation.routes import EVENT_STREAM, Route, Served, find, refusal
 from handler.protocols.openai_embeddings import error_document
-from handler.wire import Message, Reply
+from handler.wire import JSON, Message, Reply
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +49,9 @@ SILENCE_SECONDS = 1.0  # without a round, after which nobody is there any more
 LOOK_SECONDS = 0.25
 AHEAD = 8  # as many answers as rounds may hold, that wait for one before them in a file
 FAILED = event_of(error_document(500, "the engine failed"))
+
+# What a row is answered with, if anything, and whether its stream ends: None where it is a whole answer.
+Said: TypeAlias = tuple[Reply | None, bool | None]
 
 
 @dataclass
@@ -65,7 +69,7 @@ class Turn:
     """One round's requests."""
 
     ids: Mapping[int, str]  # row -> request
-    whole: Mapping[int, Reply]  # row -> its answer, where no engine is needed for it
+    said: Mapping[int, Said]  # row -> its answer, where no engine is needed for it
 
 
 class Generation:
@@ -77,11 +81,13 @@ class Generation:
         self.engine = engine
         self.application = engine.application
         also_called = tuple(handler.served_model_names or ())
-        self.served = Served(model_name, engine, handler.max_new_tokens, handler.max_body_bytes, also_called)
+        limits = Limits(handler.max_new_tokens, config.server.batchSize)
+        self.served = Served(model_name, engine, limits, handler.max_body_bytes, also_called)
         self.drain = Drain()
         self.gauges = Gauges()
         self.metrics: Any = None  # context.metrics, of the last round
         self.live: dict[str, Live] = {}
+        self._lost: dict[str, Live] = {}  # let go of in a silence, which may have been a slow frontend
         self._follow = 0  # rounds that are to be short: an answer has ended
         self._last = time.monotonic()
         self._lock = threading.Lock()  # of the live ones: a round against the watch
@@ -96,27 +102,27 @@ class Generation:
             for gone in self.live.keys() - set(ids.values()):
                 self._let_go(gone)
             new = [index for index in ids if ids[index] not in self.live]
-            messages = wire.read(rows, context)
-            whole: dict[int, Reply] = {}
-            for index in new:
-                message = messages[index]
+            said: dict[int, Said] = {}
+            for index, message in zip(new, wire.read(rows, context, new), strict=True):
+                if not rows[index] and (lost := self._lost.get(ids[index])):
+                    said[index] = _failed(lost)
+                    continue
                 started = message if isinstance(message, HandlerError) else guarded(self._begin, message)
                 if isinstance(started, Live):
                     self.live[ids[index]] = started
                     continue
                 if isinstance(started, HandlerError):
                     started = refusal(message if isinstance(message, Message) else None, started)
-                whole[index] = started
+                said[index] = started, None
                 log(ids[index], str(started.status), id=getattr(message, "id", "") or None)
-        return Turn(ids, whole)
+            self._lost.clear()
+        return Turn(ids, said)
 
     def inference(self, turn: Turn) -> Turn:
         """Waits for what is urgent: a first text, an end. Others gather theirs meanwhile."""
-        if self.application.dead():
-            logger.error("the engine is gone; the worker ends, and TorchServe starts another")
-            os._exit(1)  # inside a round, so that the frontend answers those in flight (WorkerThread.java:303)
+        self._end_with_the_engine()  # inside a round: the frontend answers those in flight (WorkerThread.java:303)
         patience = FOLLOW_SECONDS if self._follow else PATIENCE_SECONDS
-        if not turn.whole and self.application.urgent.wait(patience):
+        if not turn.said and self.application.urgent.wait(patience):
             time.sleep(GATHER_SECONDS)
         self.application.urgent.clear()  # before anybody is asked for news: what comes later wakes the next round
         self._follow = max(0, self._follow - 1)
@@ -126,7 +132,7 @@ class Generation:
         """What each has to say; a row that has nothing is left out."""
         bodies, criteria = [b""] * len(turn.ids), dict[int, Callable[[bytes], bool | None]]()
         for index, request in turn.ids.items():
-            reply, ends = (turn.whole[index], None) if index in turn.whole else self._say_safely(request)
+            reply, ends = turn.said[index] if index in turn.said else self._say_safely(request)
             if reply is None:
                 del context.request_ids[index]
                 continue
@@ -142,6 +148,7 @@ class Generation:
     def replies(self, messages: Iterable[Message]) -> Iterator[Reply]:
         """Each message's whole reply, in order, while as many are on their way as rounds may hold."""
         waiting, begun = iter(messages), deque[Live | Reply]()
+        self._last = math.inf  # there are no rounds, and no silence
         while True:
             live = sum(isinstance(one, Live) and not one.exchange.done for one in begun)
             room = min(self.config.server.batchSize - live, AHEAD * self.config.server.batchSize - len(begun))
@@ -160,7 +167,8 @@ class Generation:
 
     def describe(self) -> dict[str, Any]:
         """What the management API shows."""
-        return {"task": self.config.handler.task, **self.engine.about}
+        about = {**self.engine.about, "context_tokens": self.engine.context_tokens}
+        return {"task": self.config.handler.task, **about}
 
     def is_describe(self, rows: Sequence[Mapping[str, Any]], context: Any) -> bool:
         """A request that goes on comes as `?customized=true` does, alone and with nothing, but is known."""
@@ -173,7 +181,7 @@ class Generation:
             return route
         return Live(self.application.begin(route.ask), route, timed=Timed(message.id))
 
-    def _say_safely(self, request: str) -> tuple[Reply | None, bool | None]:
+    def _say_safely(self, request: str) -> Said:
         """No exception leaves a round: TorchServe would fail all that are alive (ContinuousBatching.java)."""
         live = self.live[request]
         try:
@@ -183,25 +191,25 @@ class Generation:
             with self._lock:
                 if request in self.live:
                     self._let_go(request, "failed")
-            if live.begun:
-                return Reply(FAILED, EVENT_STREAM), True
-            return wire.error_reply(InternalError()), None
+            return _failed(live)
 
-    def _say(self, request: str, live: Live) -> tuple[Reply | None, bool | None]:
-        """A request's reply, if it has one, and whether it ends: None for a whole one (which is no stream)."""
+    def _say(self, request: str, live: Live) -> Said:
+        """A request's reply, if it has one."""
         with self.application.lock:
             news = live.exchange.take()
         if news is None:
             return None, None
-        reply, ends = self._reply(live, news)
+        reply, ends = self._bounded(live, *self._reply(live, news))
         if live.timed.first is None and news.streams and live.route.usage.begun:
             live.timed.first = time.monotonic()
             live.exchange.eager = False
-        if news.done:
+        if ends is not False:
             self._follow = FOLLOW_ROUNDS
             with self._lock:
                 del self.live[request]
-            how = "failed" if news.failed else str(news.status)
+            if not news.done:
+                self.application.cancel(live.exchange)
+            how = "failed" if news.failed else str(reply.status)
             live.timed.end(request, how, live.route.usage, self.metrics)
         elif not reply.body:
             return None, None
@@ -210,13 +218,24 @@ class Generation:
 
     def _reply(self, live: Live, news: News) -> tuple[Reply, bool | None]:
         if news.status is None or (news.failed and not live.begun):
-            return wire.error_reply(InternalError()), None
+            return live.route.refuse(InternalError()), None
         if not news.streams:
             return live.route.whole(news.status, news.body, news.content_type), None
+        if not live.begun and (error := refused(news.body)):
+            return live.route.whole(*error, JSON), None
         told = live.route.piece(news.body, news.done and not news.failed)
         reply = Reply(told + (FAILED if news.failed else b""), EVENT_STREAM)
         # A stream must not end before it has begun (RestJob.java:148).
         return reply, None if news.done and not live.begun else news.done
+
+    def _bounded(self, live: Live, reply: Reply, ends: bool | None) -> tuple[Reply, bool | None]:
+        """An answer that is too large kills the worker (CodecUtils.java:26), so it becomes its request's error."""
+        limit = self.config.handler.max_response_bytes
+        if len(reply.body) <= limit:
+            return reply, ends
+        if live.begun:
+            return Reply(FAILED, EVENT_STREAM), True
+        return live.route.refuse(TooLarge(f"the answer has {len(reply.body)} bytes; the limit is {limit}")), None
 
     def _let_go(self, request: str, how: str = "left") -> None:
         """Cancels a request. The lock is held."""
@@ -236,16 +255,32 @@ class Generation:
             return self._reply(begun, news)[0]
         except Exception as err:
             log_defect(err)
-            return wire.error_reply(InternalError())
+            return begun.route.refuse(InternalError())
 
     def _watch(self) -> None:
-        """When the last client leaves there is no further round: then silence cancels what still runs."""
+        """When the last client leaves there is no further round: then silence cancels what still runs.
+
+        And an engine that dies meanwhile is noticed before somebody asks.
+        """
         while True:
             time.sleep(LOOK_SECONDS)
             with self._lock:
-                if self.live and time.monotonic() - self._last > SILENCE_SECONDS:
-                    for gone in tuple(self.live):
-                        self._let_go(gone)
+                if time.monotonic() - self._last <= SILENCE_SECONDS:
+                    continue
+                self._lost |= self.live
+                for gone in tuple(self.live):
+                    self._let_go(gone)
+                self._end_with_the_engine()
+
+    def _end_with_the_engine(self) -> None:
+        if self.application.dead():
+            logger.error("the engine is gone; the worker ends, and TorchServe starts another")
+            os._exit(1)
+
+
+def _failed(live: Live) -> tuple[Reply, bool | None]:
+    """What is left to say to a request that cannot go on."""
+    return (Reply(FAILED, EVENT_STREAM), True) if live.begun else (live.route.refuse(InternalError()), None)
 
 
 def build(config: ModelConfig, directory: Path, model_name: str, device: torch.device, threads: int) -> Generation:

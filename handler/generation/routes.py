@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import orjson
 
-from handler.errors import BadRequest, HandlerError, InvalidRequest, NotOffered, TooLarge
+from handler.errors import MAX_MESSAGE, BadRequest, HandlerError, InvalidRequest, NotOffered
 from handler.generation.application import Ask
 from handler.generation.engine import Engine
 from handler.generation.openai_protocol import (
@@ -25,11 +26,13 @@ from handler.generation.openai_protocol import (
     Document,
     Stream,
     Usage,
+    bounded,
     event_of,
-    judge,
     text_of,
     with_usage,
 )
+from handler.generation.openai_requests import Limits, judge
+from handler.protocols import protocol
 from handler.protocols.openai_embeddings import models_document, openai_error
 from handler.request import MOST_PROBLEMS
 from handler.rules import BOOLEAN, TEXT, Rule, check, integer, key, number, optional
@@ -44,7 +47,7 @@ class Served:
 
     name: str  # in URLs, and of `model`
     engine: Engine
-    max_new_tokens: int  # the cap
+    limits: Limits
     max_body_bytes: int
     also_called: tuple[str, ...] = ()
 
@@ -61,6 +64,7 @@ class Route:
     ask: Ask
     whole: Callable[[int, bytes, str], Reply]  # status, body and content type of the application's answer
     piece: Callable[[bytes, bool], bytes]  # bytes of its stream, and whether they are the last
+    refuse: Callable[[HandlerError], Reply] = error_reply  # in the shape of its protocol
     usage: Usage = field(default_factory=Usage)  # what has been seen of its answer
 
 
@@ -117,8 +121,9 @@ def find(message: Message, served: Served) -> Route | Reply:
         raise NotOffered(f"there is no such path; expected {', '.join(offered)}, or none")
     if not path and CHAT not in served.engine.fields:
         raise NotOffered(f"this model generates no text; expected {', '.join(offered)}")
-    if len(message.body) > served.max_body_bytes:
-        raise TooLarge(f"the body has {len(message.body)} bytes; the limit is {served.max_body_bytes}")
+    protocol.check(message, served.max_body_bytes)
+    if message.fields:  # curl -d sends one, unless it is told a content type
+        raise BadRequest("the body is a form; send JSON, as content-type: application/json")
     try:
         document = orjson.loads(message.body)
     except orjson.JSONDecodeError as err:
@@ -143,24 +148,25 @@ def _openai(path: str, document: Document, served: Served) -> Route:
     if wanted is not None and wanted not in served.names:
         raise NotOffered(f"model: only {', '.join(served.names)} is served here")
     known = wanted if wanted in served.engine.adapters else served.name  # to the engine
-    body = {**judge(path, document, served.engine.fields[path]), "model": known}
-    options = body.get("stream_options") or {}
-    if body.get("stream"):
-        body["stream_options"] = {"include_usage": True}  # which is taken out again where nobody asked
+    asked = {**judge(path, document, served.engine.fields[path], served.limits), "model": known}
+    options = asked.get("stream_options") or {}
+    if asked.get("stream"):
+        asked["stream_options"] = {"include_usage": True}  # which is taken out again where nobody asked
     else:
-        body.pop("stream_options", None)
+        asked.pop("stream_options", None)
     usage = Usage()
 
     def whole(status: int, body: bytes, content_type: str) -> Reply:
         if status == 200:
             usage.note(orjson.loads(body))
-        return Reply(body, content_type, status)
+        return Reply(body if status < 400 else bounded(body), content_type, status)
 
     def tell(document: Document, event: bytes) -> bytes:
         usage.note(document)
         return with_usage(document, event, wanted=options.get("include_usage", False))
 
-    return Route(Ask("POST", f"/{path}", orjson.dumps(body)), whole, Stream(tell).piece, usage)
+    refuse = partial(error_reply, shape=openai_error)
+    return Route(Ask("POST", f"/{path}", orjson.dumps(asked)), whole, Stream(tell).piece, refuse, usage)
 
 
 def _native(document: Document, served: Served) -> Route:
@@ -171,9 +177,11 @@ def _native(document: Document, served: Served) -> Route:
         raise InvalidRequest("prompt: expected either prompt or messages")
     if asked.max_new_tokens is not None and asked.max_tokens is not None:
         raise InvalidRequest("max_tokens: is another name of max_new_tokens; expected one of them")
-    limit = asked.max_new_tokens or asked.max_tokens or served.max_new_tokens
-    if limit > served.max_new_tokens:
-        raise InvalidRequest(f"max_new_tokens: {limit}; the limit is {served.max_new_tokens}")
+    most = served.limits.new_tokens
+    # vLLM refuses a number that is over all that the model reads, also one that was not asked for.
+    limit = asked.max_new_tokens or asked.max_tokens or min(most, served.engine.context_tokens)
+    if limit > most:
+        raise InvalidRequest(f"max_new_tokens: {limit}; the limit is {most}")
     body: Document = {name: getattr(asked, name) for name in PASSED_ON if getattr(asked, name) is not None}
     if not served.engine.draws and not body.keys() & set(DRAWN):
         body["temperature"] = 0  # vLLM's own default is 1, where the model's configuration says nothing
@@ -183,7 +191,7 @@ def _native(document: Document, served: Served) -> Route:
         body["messages"] = asked.messages or [{"role": "user", "content": asked.prompt}]
     else:
         body["prompt"] = asked.prompt
-    body = {**judge(path, body, served.engine.fields[path]), "model": served.name}
+    body = {**judge(path, body, served.engine.fields[path], served.limits), "model": served.name}
     if asked.stream:
         body["stream_options"] = {"include_usage": True}
     usage = Usage()
@@ -198,7 +206,7 @@ def _native(document: Document, served: Served) -> Route:
         text = "".join(map(text_of, document.get("choices", ())))
         return event_of({"text": text}) if text else b""
 
-    return Route(Ask("POST", f"/{path}", orjson.dumps(body)), whole, Stream(tell).piece, usage)
+    return Route(Ask("POST", f"/{path}", orjson.dumps(body)), whole, Stream(tell).piece, usage=usage)
 
 
 def _answer(status: int, document: Document, usage: Usage) -> Reply:
@@ -207,7 +215,7 @@ def _answer(status: int, document: Document, usage: Usage) -> Reply:
         error = document.get("error") or {}
         message = error.get("message") if isinstance(error, dict) else None
         kind = "InvalidRequest" if status < 500 else "InternalError"
-        shown = str(message or "the engine refused the request").encode("ascii", "replace").decode()
+        shown = str(message or "the engine refused the request").encode("ascii", "replace").decode()[:MAX_MESSAGE]
         return Reply(orjson.dumps({"error": {"code": status, "type": kind, "message": shown}}), status=status)
     usage.note(document)
     [choice] = document["choices"]

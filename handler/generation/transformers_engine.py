@@ -1,16 +1,16 @@
-"""transformers' own serving application with its continuous batching, for every model that transformers can run.
+"""transformers' continuous batching behind its own serving application, for every model that transformers can run.
 
-The routes are those of transformers.cli.serving. With continuous batching it knows one way of sampling for all
-requests, that of the first; here each has its own. What it would ignore in silence is refused.
+It knows one way of sampling for all requests, that of the first; here each has its own.
 """
 
 from __future__ import annotations
 
 import asyncio
 import copy
+import importlib
 import threading
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import torch
 import transformers
@@ -18,50 +18,13 @@ from transformers import ContinuousBatchingConfig, GenerationConfig
 
 from handler.config import HandlerConfig, ModelConfig
 from handler.devices import BATCH_TOKENS
-from handler.errors import MAX_MESSAGE, LoadError
+from handler.errors import LoadError
 from handler.generation.application import Application, Asgi
 from handler.generation.engine import Engine, Load
-from handler.generation.openai_protocol import CHAT, COMPLETIONS
 from handler.generation.sampling import choose
+from handler.generation.transformers_application import make_application
 from handler.loading import DTYPES, OFFLINE, check_directory
-from handler.protocols.openai_embeddings import error_document
 
-# What the application takes and leaves undone: its own UNUSED_… fields, and what continuous batching drops.
-NOT_DONE = frozenset(
-    (
-        "audio",
-        "best_of",
-        "echo",
-        "frequency_penalty",
-        "function_call",
-        "functions",
-        "generation_config",
-        "logit_bias",
-        "logprobs",
-        "metadata",
-        "modalities",
-        "moderation",
-        "n",
-        "prediction",
-        "presence_penalty",
-        "reasoning_effort",
-        "response_format",
-        "seed",
-        "prompt_cache_key",
-        "prompt_cache_options",
-        "prompt_cache_retention",
-        "safety_identifier",
-        "service_tier",
-        "stop",
-        "store",
-        "suffix",
-        "tool_choice",
-        "top_logprobs",
-        "user",
-        "verbosity",
-        "web_search_options",
-    )
-)
 CACHE_TOKENS = 32_768
 PAGE = 256  # tokens that a request's memory is measured in
 COLD = 0.01  # a temperature below which the likeliest token is taken: logits over it would leave float32
@@ -73,7 +36,7 @@ def build(directory: Path, whole: ModelConfig, device: torch.device, name: str) 
     check_directory(directory)
     config = whole.handler
     try:
-        from transformers.cli.serving import server  # noqa: PLC0415  an extra, and slow to import
+        importlib.import_module("transformers.cli.serving.server")  # an extra, and slow to import
     except ImportError as error:
         raise LoadError(f"handler.engine transformers needs transformers[serving]: {error}") from error
     tokenizer = transformers.AutoTokenizer.from_pretrained(directory, **OFFLINE)
@@ -86,30 +49,23 @@ def build(directory: Path, whole: ModelConfig, device: torch.device, name: str) 
     )
     model = model.to(device).eval()
     manager = _manager(model, config)
-    state = _State(manager)
-    chat, completion = _handlers(name, model, tokenizer, state)
-    app = server.build_server(_Models(), chat, completion, None, None, state)
-    _speak_openai(app)
+    app, fields = make_application(name, model, tokenizer, manager)
 
     async def make() -> Asgi:
-        return app  # type: ignore[no-any-return]
+        return app
 
     application = Application(make, dead=lambda: not manager.is_alive())
     application.start()
-    about = {"engine": "transformers", "dtype": config.dtype, "context_tokens": _context(model, config)}
+    about = {"engine": "transformers", "dtype": config.dtype}
     return Engine(
         application,
-        fields={CHAT: _fields(chat), COMPLETIONS: _fields(completion)},
+        fields=fields,
         has_template=bool(tokenizer.chat_template),
         draws=bool(model.generation_config.do_sample),
         about=about,
+        context_tokens=_context(model, config),
         load=manager.load,
     )
-
-
-def _fields(handler: Any) -> frozenset[str]:
-    """What a handler of the application's does something with."""
-    return frozenset(get_type_hints(handler._valid_params_class)) - NOT_DONE
 
 
 def _manager(model: Any, config: HandlerConfig) -> Any:
@@ -146,6 +102,9 @@ def _manager(model: Any, config: HandlerConfig) -> Any:
             starter = threading.Thread(target=self._cb.start, daemon=True)
             starter.start()
             starter.join()
+            self._router = self._cb.output_router
+            self._router._lock = threading.RLock()
+            self._cancel, self._cb.cancel_request = self._cb.cancel_request, self._cancel_whole
 
         def load(self) -> Load:
             """What it does; nothing before the first request has come."""
@@ -157,9 +116,16 @@ def _manager(model: Any, config: HandlerConfig) -> Any:
         def _add_sampled(self, *arguments: Any, **options: Any) -> Any:
             return self._add(*arguments, **options, **self._sampling)
 
+        def _cancel_whole(self, request_id: str) -> None:
+            """Its own leaves behind who was to be told of the output, with all of the stream."""
+            with self._router._lock:
+                self._router.result_handlers.pop(request_id, None)
+            self._cancel(request_id)
+
         def generate_streaming(self, model: Any, processor: Any, inputs: Any, gen_config: Any, **more: Any) -> Any:
             self._prepare(model, inputs, gen_config)
-            return super().generate_streaming(model, processor, inputs, gen_config, **more)
+            with self._router._lock:  # it says whom to tell only after it has added the request
+                return super().generate_streaming(model, processor, inputs, gen_config, **more)
 
         async def generate_non_streaming(
             self, model: Any, processor: Any, inputs: Any, gen_config: Any, request_id: str
@@ -222,102 +188,3 @@ def _context(model: Any, config: HandlerConfig) -> int:
     read = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     held = config.cache_tokens or CACHE_TOKENS
     return min(int(read or held), held)
-
-
-class _State:
-    """The application's GenerationState, of one model."""
-
-    _compile = False
-
-    def __init__(self, manager: Any) -> None:
-        self.manager = manager
-
-    def use_continuous_batching(self, model: Any, modality: Any) -> bool:
-        return True
-
-    def get_manager(self, model_id: str, use_cb: bool = False) -> Any:
-        return self.manager
-
-    def is_cb_alive(self) -> bool:
-        return bool(self.manager.is_alive())
-
-
-class _Models:
-    """The application's ModelManager, of one model: it loads nothing and lists nothing."""
-
-    def get_model_modality(self, model: Any, processor: Any = None) -> Any:
-        from transformers.cli.serving.utils import Modality  # noqa: PLC0415
-
-        return Modality.LLM
-
-    def shutdown(self) -> None:
-        pass
-
-
-def _handlers(name: str, model: Any, tokenizer: Any, state: _State) -> tuple[Any, Any]:
-    """The application's two handlers, with this model, and strict."""
-    from fastapi import HTTPException  # noqa: PLC0415
-    from transformers.cli.serving import chat_completion, completion  # noqa: PLC0415
-
-    class Strict:
-        """Takes one prompt, and knows one model."""
-
-        def _validate_request(self, body: dict[str, Any]) -> None:
-            if not isinstance(body.get("prompt", ""), str):
-                raise HTTPException(400, "prompt: expected a string; the transformers engine takes one at a time")
-            if (most := body.pop("max_completion_tokens", None)) is not None:  # a name that it does not know
-                body["max_tokens"] = most
-            body.pop("stream_options", None)  # usage always comes with the last chunk
-            super()._validate_request(body)  # type: ignore[misc]
-
-        def _resolve_model(self, body: dict[str, Any]) -> tuple[str, Any, Any]:
-            return name, model, tokenizer
-
-        def _build_generation_config(self, body: dict[str, Any], base: Any, use_cb: bool = False) -> Any:
-            asked = super()._build_generation_config(body, base, use_cb=use_cb)  # type: ignore[misc]
-            asked.max_new_tokens = body.get("max_tokens")
-            if any(body.get(field) is not None for field in ("temperature", "top_p", "top_k")):
-                asked.do_sample = body.get("temperature") != 0
-                asked.top_k = body.get("top_k")  # a model's own is for its own temperature
-            return asked
-
-    class ChatParameters(chat_completion.TransformersCompletionCreateParamsStreaming, total=False):  # type: ignore[misc, call-arg]
-        top_k: int  # which vLLM has beside the protocol too
-
-    class CompletionParameters(completion.TransformersTextCompletionCreateParams, total=False):  # type: ignore[misc, call-arg]
-        top_k: int
-
-    class Chat(Strict, chat_completion.ChatCompletionHandler):  # type: ignore[misc]
-        _valid_params_class = ChatParameters
-
-    class Completion(Strict, completion.CompletionHandler):  # type: ignore[misc]
-        _valid_params_class = CompletionParameters
-
-    return Chat(_Models(), state), Completion(_Models(), state)
-
-
-def _speak_openai(app: Any) -> None:
-    """The application's errors in the protocol's own shape."""
-    from fastapi import HTTPException, Request  # noqa: PLC0415
-    from fastapi.exceptions import RequestValidationError  # noqa: PLC0415
-    from fastapi.responses import JSONResponse  # noqa: PLC0415
-    from jinja2.exceptions import TemplateError  # noqa: PLC0415
-
-    def reply(status: int, message: str) -> Any:
-        return JSONResponse(error_document(status, message), status_code=status)
-
-    @app.exception_handler(HTTPException)  # type: ignore[untyped-decorator]
-    async def refused(_: Request, error: HTTPException) -> Any:
-        return reply(400 if error.status_code == 422 else error.status_code, str(error.detail))
-
-    @app.exception_handler(RequestValidationError)  # type: ignore[untyped-decorator]
-    async def invalid(_: Request, error: RequestValidationError) -> Any:
-        return reply(400, "the body is not a valid request")
-
-    @app.exception_handler(TemplateError)  # type: ignore[untyped-decorator]
-    async def untemplated(_: Request, error: TemplateError) -> Any:
-        return reply(400, f"the chat template refuses these messages: {error}"[:MAX_MESSAGE])
-
-    @app.exception_handler(Exception)  # type: ignore[untyped-decorator]
-    async def failed(_: Request, error: Exception) -> Any:
-        return reply(500, "the request could not be answered")

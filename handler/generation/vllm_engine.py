@@ -13,7 +13,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import psutil
 import torch
 import transformers
 
@@ -48,6 +47,7 @@ NOT_TAKEN = frozenset(
         "prompt_embeds",
         "request_id",
         "return_mm_kwargs",
+        "return_token_offsets",  # which it passes over in silence
         "routed_experts_prompt_start",
         "session_id",
         "stream_interval",
@@ -84,7 +84,8 @@ def build(directory: Path, config: ModelConfig, device: torch.device, name: str)
     client: Any = None
     tasks: Collection[str] = ()
     living = entry.build_async_engine_client(arguments)
-    HELD.append(living)
+    # vLLM's processes outlive a parent that is killed, with their memory; also while they are being loaded.
+    HELD.extend((guard(), living))
 
     async def make() -> Asgi:
         nonlocal client, tasks
@@ -98,11 +99,9 @@ def build(directory: Path, config: ModelConfig, device: torch.device, name: str)
     application = Application(make, dead=lambda: client.errored)
     application.start()
     logging.getLogger().setLevel(level)  # raised by what vLLM imports; metrics and the log are lines at INFO
-    # vLLM's processes outlive a parent that is killed, with their memory.
-    HELD.append(guard([process.pid for process in psutil.Process().children(recursive=True)]))
     tokenizer = transformers.AutoTokenizer.from_pretrained(directory, **OFFLINE)
     adapters = tuple(module.name for module in arguments.lora_modules or ())
-    about = {"engine": "vllm", "dtype": config.handler.dtype, "context_tokens": client.model_config.max_model_len}
+    about = {"engine": "vllm", "dtype": config.handler.dtype}
     drawn = client.model_config.get_diff_sampling_param().keys() & {"temperature", "top_p", "top_k"}
     return Engine(
         application,
@@ -110,6 +109,7 @@ def build(directory: Path, config: ModelConfig, device: torch.device, name: str)
         has_template=bool(tokenizer.chat_template),
         draws=bool(drawn),
         about=about,
+        context_tokens=client.model_config.max_model_len,
         load=_load,
         adapters=adapters,
     )

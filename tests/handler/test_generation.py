@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from functools import partial
 
 import pytest
 
+from handler.generation import openai_requests
 from handler.generation.application import Application
-from handler.generation.openai_protocol import Usage
-from tests.support import tiny_models, worker
+from handler.generation.openai_protocol import Usage, bounded, refused
+from handler.request import MOST_PROBLEMS
+from tests.support import frames, tiny_models, worker
 from tests.support.reference import generated
 from tests.support.rounds import (
     NEW,
     PROMPTS,
+    Client,
     Frontend,
     messages,
     settled,
@@ -23,6 +27,11 @@ from tests.support.rounds import (
 )
 
 CHAT, COMPLETIONS = "v1/chat/completions", "v1/completions"
+
+
+def called(arguments):
+    """A call of a function, as a client sends it back."""
+    return {"id": "1", "type": "function", "function": {"name": "f", "arguments": arguments}}
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +152,15 @@ def test_each_request_samples_for_itself(frontend, alone):
         (CHAT, {"messages": [{"role": "user", "content": "a"}], "n": 2}, 400, "n: this engine does not do this"),
         (CHAT, {"messages": [{"role": "user", "content": "a"}], "wrong": 2}, 400, "wrong: this engine"),
         (CHAT, {"messages": [{"role": "user", "content": "a"}], "model": "other"}, 404, "only tiny, org/tiny"),
+        (CHAT, {"messages": [{"role": "user", "content": "a"}], "max_tokens": 65}, 400, "the limit is 64"),
+        (CHAT, {"messages": [{"role": "user", "content": "a"}], "tools": 5}, 400, "tools: this engine"),
+        (CHAT, {"messages": [{"role": "user", "content": "a"}], "parallel_tool_calls": False}, 400, "parallel"),
+        (CHAT, {"messages": [{"role": "user", "content": "a"}], "chat_template_kwargs": "x"}, 400, "an object"),
+        (CHAT, {"messages": [{"role": "assistant", "tool_calls": "x"}]}, 400, "messages[0].tool_calls"),
+        (CHAT, {"messages": [{"role": "assistant", "tool_calls": [{}]}]}, 400, "messages[0].tool_calls"),
+        (CHAT, {"messages": [{"role": "assistant", "tool_calls": [called("{")]}]}, 400, "arguments are JSON"),
         (COMPLETIONS, {"prompt": ["a"]}, 400, "prompt"),
+        (COMPLETIONS, {"prompt": "a", "logprobs": 0}, 400, "logprobs: this engine"),
         ("load_model", {"model": "x"}, 404, "no such path"),
         ("reset", {}, 404, "no such path"),
         ("v1/responses", {"input": "x"}, 404, "no such path"),
@@ -155,6 +172,53 @@ def test_bad_input_is_refused_in_the_protocols_own_shape(frontend, path, documen
     assert answered.status == status, answered.body
     assert says in error["message"]
     assert ("param" in error) == path.startswith("v1/")
+
+
+def test_thousands_of_wrong_names_are_not_all_compared_with_the_known(frontend, monkeypatch):
+    """Each takes as long as a step of a small model, and all streams wait for it."""
+    compared = []
+    monkeypatch.setattr(openai_requests, "nearest", lambda name, known: compared.append(name))
+    wrong = {f"wrong{number}": 1 for number in range(10_000)}
+    assert frontend.ask({"messages": messages("a"), **wrong}, CHAT).status == 400
+    assert 0 < len(compared) <= MOST_PROBLEMS
+
+
+@pytest.mark.parametrize("name", ["chat_template", "tokenize", "continue_final_message", "tools", "padding"])
+def test_a_client_says_nothing_of_how_templates_are_run(frontend, name):
+    asked = {"messages": messages("a"), "chat_template_kwargs": {name: "{% for a in range(9) %}{% endfor %}"}}
+    answered = frontend.ask(asked, CHAT)
+    assert answered.status == 400 and f"clients to say: {name}" in answered.document["error"]["message"]
+
+
+def test_a_conversation_goes_on_with_what_was_answered(frontend):
+    """As clients send it back, with all that is null; and with words that ask for nothing."""
+    said = {"role": "assistant", "content": "b", "tool_calls": None, "refusal": None, "audio": None}
+    whole = [*messages("a"), said, *messages("c")]
+    plain = [*messages("a"), {"role": "assistant", "content": "b"}, *messages("c")]
+    empty = {"tool_choice": "auto", "response_format": {"type": "text"}, "n": 1, "logprobs": False}
+    answers = [
+        frontend.ask({"messages": conversation, "max_tokens": NEW, **more}, CHAT)
+        for conversation, more in (
+            (plain, {}),
+            (whole, empty),
+            ([*plain[:1], {**said, "tool_calls": []}, plain[2]], {}),
+        )
+    ]
+    assert len({answer.document["choices"][0]["message"]["content"] for answer in answers}) == 1
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "says"),
+    [
+        (frames.form({'{"prompt": "a"}': b""}), 400, "send JSON, as content-type"),
+        (frames.post(b"x", **{"Content-Encoding": "gzip"}), 415, "only identity"),
+        (frames.post(b'{"prompt": "' + b"a" * 1_100_000 + b'"}'), 413, "the limit is"),
+    ],
+)
+def test_bodies_that_are_not_read(frontend, request_, status, says):
+    frontend.live["bad"] = client = Client(request_)
+    frontend.run(client)
+    assert client.status == status and says in client.document["error"]["message"]
 
 
 @pytest.mark.parametrize(
@@ -218,6 +282,8 @@ def test_a_model_without_a_template_continues_its_prompt(tmp_path):
     native = frontend.ask({"prompt": PROMPTS[0], "max_new_tokens": NEW}).document
     completed = frontend.ask({"prompt": PROMPTS[0], "max_tokens": NEW}, COMPLETIONS).document
     assert native["response"] == completed["choices"][0]["text"]
+    chat = frontend.ask({"messages": messages("a")}, CHAT)
+    assert chat.status == 400 and "no chat template" in chat.document["error"]["message"]
 
 
 def test_bad_and_good_share_a_round(frontend, alone):
@@ -240,10 +306,55 @@ def test_who_leaves_is_cancelled(service, frontend, stream):
     assert len(wing(service).live) == 1
     frontend.leave(left[0])  # and now there is no round any more
     settled(service)
+    assert not wing(service).engine.load.__self__._router.result_handlers
+
+
+def test_an_answer_that_is_too_large_is_its_requests_alone(service, frontend, alone, monkeypatch):
+    """TorchServe would kill the worker for it (CodecUtils.java:26)."""
+
+    def limit(size):
+        handler = replace(wing(service).config.handler, max_response_bytes=size)
+        monkeypatch.setattr(wing(service), "config", replace(wing(service).config, handler=handler))
+
+    limit(10)
+    for path, asked in (("", {"prompt": "a"}), (CHAT, {"messages": messages("a")})):
+        for stream in (False, True):
+            answered = frontend.ask({**asked, "stream": stream}, path)
+            error = answered.document["error"]
+            assert (
+                answered.status == 413
+                and "the limit is 10" in error["message"]
+                and ("param" in error) == bool(path)
+            )
+    limit(1_000_000)
+    begun = frontend.post({"prompt": "a", "max_new_tokens": 64, "stream": True})
+    while not begun.pieces:
+        frontend.round()
+    limit(1)
+    frontend.run()
+    assert begun.events[-1]["error"]["type"] == "server_error"
+    settled(service)
+
+
+def test_a_frontend_that_was_slow_ends_what_was_let_go(service, frontend):
+    """After a silence its requests come on as if they were new, with nothing."""
+    asked = {"prompt": "a", "max_new_tokens": 64}
+    begun, waiting = frontend.post({**asked, "stream": True}), frontend.post(asked)
+    while not begun.pieces:
+        frontend.round()
+    end = time.monotonic() + 5
+    while wing(service).live:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    frontend.run()
+    assert begun.events[-1]["error"]["type"] == "server_error"
+    assert waiting.status in (200, 500)
+    settled(service)
 
 
 def test_a_defect_is_its_requests_alone(service, frontend, alone, monkeypatch):
-    good, bad = frontend.post({"prompt": PROMPTS[0], "max_new_tokens": NEW}), frontend.post({"prompt": "a"})
+    good = frontend.post({"prompt": PROMPTS[0], "max_new_tokens": NEW})
+    bad = frontend.post({"messages": messages("a")}, CHAT)
     broken = frontend.post({"prompt": "b", "stream": True, "max_new_tokens": 64})
     frontend.round()
     rows = list(wing(service).live.values())
@@ -257,7 +368,7 @@ def test_a_defect_is_its_requests_alone(service, frontend, alone, monkeypatch):
     rows[2].route = replace(rows[2].route, piece=defect)
     frontend.run()
     assert good.document["response"] == alone(PROMPTS[0])[0]
-    assert bad.status == 500 and b"secret" not in bad.body
+    assert bad.status == 500 and b"secret" not in bad.body and bad.document["error"]["type"] == "server_error"
     assert broken.events[-1]["error"]["type"] == "server_error"
     settled(service)
 
@@ -277,6 +388,11 @@ def test_an_engine_that_is_gone_ends_the_worker(service, frontend, monkeypatch):
     monkeypatch.setattr(wing(service).application, "dead", lambda: True)
     frontend.ask({"prompt": "a", "max_new_tokens": 2})
     assert set(ended) == {1}
+    ended.clear()
+    end = time.monotonic() + 5
+    while not ended:  # also where nobody asks
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def test_a_round_with_nothing_to_say_answers_nobody(frontend):
@@ -304,3 +420,22 @@ def test_a_model_has_begun_once_it_says_something(choice, begun):
     usage = Usage()
     usage.note({"choices": [choice]})
     assert usage.begun is begun
+
+
+@pytest.mark.parametrize(
+    ("piece", "found"),
+    [
+        (b'data: {"error": {"message": "no", "code": 400}}\n\ndata: [DONE]\n\n', 400),
+        (b'data: {"error": {"message": "no", "code": 7}}\n\n', 500),
+        (b'data: {"error": "no "quotes""}\n\n', 500),
+        (b'data: {"error": {"message": "no"', None),
+        (b'data: {"choices": []}\n\n', None),
+    ],
+)
+def test_a_stream_that_begins_with_an_error_is_a_whole_answer(piece, found):
+    assert (refused(piece) or [None])[0] == found
+
+
+def test_an_engines_error_is_of_bounded_length():
+    assert len(bounded(b'{"error": {"message": "' + b"a" * 10_000 + b'", "code": 400}}')) < 1000
+    assert bounded(b'{"error": {"message": "a"}}') == b'{"error": {"message": "a"}}'

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import os
+import subprocess
+import sys
 import time
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -14,6 +18,7 @@ import pytest
 import torch
 
 from handler.config import ConfigError, read_config
+from handler.generation.guard import LOOK_SECONDS
 from handler.generation.vllm_arguments import read_arguments
 from handler.generation.vllm_engine import _choose_gpus
 from tests.support import tiny_models, worker
@@ -30,6 +35,7 @@ from tests.support.rounds import (
 )
 
 CHAT, COMPLETIONS, EMBEDDINGS = "v1/chat/completions", "v1/completions", "v1/embeddings"
+NAMED = {"type": "function", "function": {"name": "f"}}
 SMALL = {"enforce_eager": True, "kv_cache_memory_bytes": 50_000_000, "max_model_len": 512}
 ADAPTED = {"enable_lora": True, "lora_modules": [{"name": "parrot", "path": "adapters/parrot"}]}
 
@@ -147,6 +153,18 @@ def test_an_adapter_says_what_its_merged_weights_say(model, frontend, alone, tmp
         (COMPLETIONS, {"prompt": ""}, 400, "empty"),
         (COMPLETIONS, {"prompt": {"a": 1}}, 400, "prompt"),
         (COMPLETIONS, {"prompt": "a", "prompt_embeds": "AAAA"}, 400, "prompt_embeds"),
+        (COMPLETIONS, {"prompt": ["a"] * 33, "n": 2}, 400, "at most 64 answers"),
+        (CHAT, {"messages": messages("a"), "max_tokens": 65}, 400, "the limit is 64"),
+        (
+            CHAT,
+            {"messages": messages("a"), "structured_outputs": "x"},
+            400,
+            "structured_outputs: expected an object",
+        ),
+        (CHAT, {"messages": messages("a"), "tools": [{}], "tool_choice": NAMED}, 400, "tools: expected"),
+        (CHAT, {"messages": messages("a"), "logit_bias": {"99999999": 1}}, 400, "99999999"),
+        (CHAT, {"messages": messages("a"), "logit_bias": {"99999999": 1}, "stream": True}, 400, "99999999"),
+        (CHAT, {"messages": messages("a"), "return_token_offsets": True}, 400, "return_token_offsets"),
         (EMBEDDINGS, {"input": "a"}, 404, "no such path"),
         ("tokenize", {"prompt": "a"}, 404, "no such path"),
         ("v1/load_lora_adapter", {}, 404, "no such path"),
@@ -158,6 +176,20 @@ def test_bad_input_is_refused_in_the_protocols_own_shape(frontend, path, documen
     assert answered.status == status, answered.body
     assert says in error["message"]
     assert ("param" in error) == path.startswith("v1/")
+
+
+def test_a_cap_over_the_context_is_no_reason_to_refuse(service, frontend, monkeypatch):
+    served = replace(wing(service).served, limits=replace(wing(service).served.limits, new_tokens=1024))
+    monkeypatch.setattr(wing(service), "served", served)
+    assert frontend.ask({"prompt": "a"}).status == 200
+
+
+def test_logprobs_beyond_the_limit_cost_the_worker_nothing(service, frontend, monkeypatch):
+    handler = replace(wing(service).config.handler, max_response_bytes=10_000)
+    monkeypatch.setattr(wing(service), "config", replace(wing(service).config, handler=handler))
+    asked = {"messages": messages("a"), "logprobs": True, "top_logprobs": 20, "max_tokens": 32, "n": 4}
+    answered = frontend.ask(asked, CHAT)
+    assert answered.status == 413 and "the limit is 10000" in answered.document["error"]["message"]
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -252,7 +284,8 @@ def test_an_engine_that_is_killed_is_gone(service, frontend, monkeypatch):
     ended = []
     monkeypatch.setattr("os._exit", ended.append)
     client = frontend.post({"prompt": "a", "max_new_tokens": 64, "stream": True})
-    frontend.round()
+    while not client.pieces:
+        frontend.round()
     cores = [process for process in psutil.Process().children(recursive=True) if "VLLM" in process.name()]
     assert cores and os.getpid() not in [process.pid for process in cores]
     for process in cores:
@@ -262,6 +295,27 @@ def test_an_engine_that_is_killed_is_gone(service, frontend, monkeypatch):
         assert time.monotonic() < end
         frontend.round()
     assert client.status == 200 and "error" in client.events[-2] and client.done
+    wing(service)._last = math.inf  # its watch would end the process, which here is the tests'
+
+
+def test_a_worker_that_is_killed_while_it_loads_leaves_no_process():
+    """As TorchServe kills one that takes longer than startupTimeout."""
+    code = (
+        "import subprocess, time\n"
+        "from handler.generation.guard import guard\n"
+        "held = guard()\n"
+        "engine = ['sh', '-c', 'sleep 60 & echo $!; wait']\n"
+        "child = subprocess.Popen(engine, stdout=subprocess.PIPE, text=True)\n"
+        "print(child.pid, child.stdout.readline(), flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as worker_:
+        left = [psutil.Process(int(pid)) for pid in worker_.stdout.readline().split()]
+        time.sleep(2 * LOOK_SECONDS)
+        worker_.kill()
+    assert len(left) == 2
+    gone, alive = psutil.wait_procs(left, timeout=10)
+    assert not alive and len(gone) == 2
 
 
 def test_a_pooling_model_embeds(model):
@@ -280,5 +334,7 @@ def test_a_pooling_model_embeds(model):
     ):
         refused = frontend.ask({"prompt": "a"}, path)
         assert refused.status == 404 and says in refused.document["error"]["message"]
+    packed = frontend.ask({"input": "a", "encoding_format": "bytes"}, EMBEDDINGS)
+    assert packed.status == 400 and "float, base64" in packed.document["error"]["message"]
     wrong = frontend.ask({"input": "a", "dimension": 7}, EMBEDDINGS)
     assert wrong.status == 400 and "did you mean dimensions" in wrong.document["error"]["message"]

@@ -1,0 +1,223 @@
+"""transformers' own serving application (transformers.cli.serving), of one model, without what it does in silence.
+
+What it takes and leaves undone is no field of a request here; what would be its 500 is refused before.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import uuid
+from typing import Any, get_type_hints
+
+from handler.errors import MAX_MESSAGE
+from handler.generation.application import Asgi, Event
+from handler.generation.openai_protocol import CHAT, COMPLETIONS
+from handler.protocols.openai_embeddings import error_document
+
+# What the application takes and leaves undone: its own UNUSED_… fields, and what continuous batching drops.
+NOT_DONE = frozenset(
+    (
+        "audio",
+        "best_of",
+        "echo",
+        "frequency_penalty",
+        "function_call",
+        "functions",
+        "generation_config",
+        "logit_bias",
+        "logprobs",
+        "metadata",
+        "modalities",
+        "moderation",
+        "n",
+        "parallel_tool_calls",
+        "prediction",
+        "presence_penalty",
+        "reasoning_effort",
+        "response_format",
+        "seed",
+        "prompt_cache_key",
+        "prompt_cache_options",
+        "prompt_cache_retention",
+        "safety_identifier",
+        "service_tier",
+        "stop",
+        "store",
+        "suffix",
+        "tool_choice",
+        "top_logprobs",
+        "user",
+        "verbosity",
+        "web_search_options",
+    )
+)
+
+
+def make_application(
+    name: str, model: Any, tokenizer: Any, manager: Any
+) -> tuple[Asgi, dict[str, frozenset[str]]]:
+    """The application, and what the requests to each of its paths may hold.
+
+    Args:
+        name: what the model is called.
+        model: transformers' own.
+        tokenizer: the model's.
+        manager: generates (transformers.cli.serving.utils.CBGenerateManager).
+    """
+    from transformers.cli.serving import server  # noqa: PLC0415  an extra, and slow to import
+
+    state = _State(manager)
+    chat, completion = _handlers(name, model, _judging(tokenizer), state)
+    app = server.build_server(_Models(), chat, completion, None, None, state)
+    _speak_openai(app)
+    # Its only middleware gives each request an id, and hands every piece of a stream from task to task for it.
+    app.user_middleware.clear()
+
+    async def with_id(scope: Event, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            scope["state"] = {"request_id": str(uuid.uuid4())}
+        await app(scope, receive, send)
+
+    undone = set() if _calls_tools(model, tokenizer) else {"tools"}
+    return with_id, {CHAT: _fields(chat) - undone, COMPLETIONS: _fields(completion)}
+
+
+def _fields(handler: Any) -> frozenset[str]:
+    """What a handler of the application's does something with."""
+    return frozenset(get_type_hints(handler._valid_params_class)) - NOT_DONE
+
+
+def _calls_tools(model: Any, tokenizer: Any) -> bool:
+    """Whether the chat template shows tools to the model, and its calls of them can be read."""
+    from transformers.cli.serving.utils import get_response_template  # noqa: PLC0415
+
+    return "tools" in str(tokenizer.chat_template) and get_response_template(tokenizer, model) is not None
+
+
+class _State:
+    """The application's GenerationState, of one model."""
+
+    _compile = False
+
+    def __init__(self, manager: Any) -> None:
+        self.manager = manager
+
+    def use_continuous_batching(self, model: Any, modality: Any) -> bool:
+        return True
+
+    def get_manager(self, model_id: str, use_cb: bool = False) -> Any:
+        return self.manager
+
+    def is_cb_alive(self) -> bool:
+        return bool(self.manager.is_alive())
+
+
+class _Models:
+    """The application's ModelManager, of one model: it loads nothing and lists nothing."""
+
+    def get_model_modality(self, model: Any, processor: Any = None) -> Any:
+        from transformers.cli.serving.utils import Modality  # noqa: PLC0415
+
+        return Modality.LLM
+
+    def shutdown(self) -> None:
+        pass
+
+
+def _handlers(name: str, model: Any, tokenizer: Any, state: _State) -> tuple[Any, Any]:
+    """The application's two handlers, with this model, and strict."""
+    from fastapi import HTTPException  # noqa: PLC0415
+    from transformers.cli.serving import chat_completion, completion  # noqa: PLC0415
+
+    class Strict:
+        """Takes one prompt, and knows one model."""
+
+        def _validate_request(self, body: dict[str, Any]) -> None:
+            if not isinstance(body.get("prompt", ""), str):
+                raise HTTPException(400, "prompt: expected a string; the transformers engine takes one at a time")
+            if (most := body.pop("max_completion_tokens", None)) is not None:  # a name that it does not know
+                body["max_tokens"] = most
+            body.pop("stream_options", None)  # usage always comes with the last chunk
+            super()._validate_request(body)  # type: ignore[misc]
+
+        def _resolve_model(self, body: dict[str, Any]) -> tuple[str, Any, Any]:
+            return name, model, tokenizer
+
+        def _build_generation_config(self, body: dict[str, Any], base: Any, use_cb: bool = False) -> Any:
+            asked = super()._build_generation_config(body, base, use_cb=use_cb)  # type: ignore[misc]
+            asked.max_new_tokens = body.get("max_tokens")
+            if any(body.get(field) is not None for field in ("temperature", "top_p", "top_k")):
+                asked.do_sample = body.get("temperature") != 0
+                asked.top_k = body.get("top_k")  # a model's own is for its own temperature
+            return asked
+
+    class ChatParameters(chat_completion.TransformersCompletionCreateParamsStreaming, total=False):  # type: ignore[misc, call-arg]
+        top_k: int  # which vLLM has beside the protocol too
+
+    class CompletionParameters(completion.TransformersTextCompletionCreateParams, total=False):  # type: ignore[misc, call-arg]
+        top_k: int
+
+    # Among them `chat_template`: a client's own would be a program, run on the loop that has everybody's tokens.
+    reserved = {*inspect.signature(tokenizer.apply_chat_template).parameters, "load_audio_from_video"}
+
+    class Chat(Strict, chat_completion.ChatCompletionHandler):  # type: ignore[misc]
+        _valid_params_class = ChatParameters
+
+        def _validate_request(self, body: dict[str, Any]) -> None:
+            super()._validate_request(body)
+            if not tokenizer.chat_template:
+                raise HTTPException(400, "this model has no chat template; v1/completions continues a prompt")
+            if taken := reserved & body.get("chat_template_kwargs", {}).keys():
+                raise HTTPException(
+                    400, f"chat_template_kwargs: not for clients to say: {', '.join(sorted(taken))}"
+                )
+
+    class Completion(Strict, completion.CompletionHandler):  # type: ignore[misc]
+        _valid_params_class = CompletionParameters
+
+    return Chat(_Models(), state), Completion(_Models(), state)
+
+
+def _judging(tokenizer: Any) -> Any:
+    """The tokenizer, whose chat template fails at the request's cost: it takes values for what they should be."""
+    from fastapi import HTTPException  # noqa: PLC0415
+
+    fill_in = tokenizer.apply_chat_template
+
+    @functools.wraps(fill_in)
+    def judged(*arguments: Any, **options: Any) -> Any:
+        try:
+            return fill_in(*arguments, **options)
+        except (TypeError, ValueError, LookupError) as error:
+            raise HTTPException(400, "the chat template cannot be filled in with this") from error
+
+    tokenizer.apply_chat_template = judged
+    return tokenizer
+
+
+def _speak_openai(app: Any) -> None:
+    """The application's errors in the protocol's own shape."""
+    from fastapi import HTTPException, Request  # noqa: PLC0415
+    from fastapi.exceptions import RequestValidationError  # noqa: PLC0415
+    from fastapi.responses import JSONResponse  # noqa: PLC0415
+    from jinja2.exceptions import TemplateError  # noqa: PLC0415
+
+    def reply(status: int, message: str) -> Any:
+        return JSONResponse(error_document(status, message), status_code=status)
+
+    @app.exception_handler(HTTPException)  # type: ignore[untyped-decorator]
+    async def refused(_: Request, error: HTTPException) -> Any:
+        return reply(400 if error.status_code == 422 else error.status_code, str(error.detail))
+
+    @app.exception_handler(RequestValidationError)  # type: ignore[untyped-decorator]
+    async def invalid(_: Request, error: RequestValidationError) -> Any:
+        return reply(400, "the body is not a valid request")
+
+    @app.exception_handler(TemplateError)  # type: ignore[untyped-decorator]
+    async def untemplated(_: Request, error: TemplateError) -> Any:
+        return reply(400, f"the chat template refuses these messages: {error}"[:MAX_MESSAGE])
+
+    @app.exception_handler(Exception)  # type: ignore[untyped-decorator]
+    async def failed(_: Request, error: Exception) -> Any:
+        return reply(500, "the request could not be answered")
