@@ -27,13 +27,14 @@ PLATFORMS = [f"manylinux_2_{minor}_x86_64" for minor in range(36, 4, -1)] + [
     "linux_x86_64",
 ]
 TARGET = ["--only-binary=:all:", "--implementation=cp", "--python-version=3.11"]
-ALL = ["--requirement=requirements.txt", "--constraint=constraints.txt"]
+REQUIRED = ["--requirement=requirements.txt", "--requirement=requirements-grpc.txt"]
+ALL = [*REQUIRED, "--constraint=constraints.txt"]
 # vLLM's CUDA wheel asks for a numpy that constraints.txt does not have, so it is resolved without them.
 ASKED = {
     "cpu": [*ALL, "torch===2.13.0+cpu"],
     "cpu-vllm": ["--no-deps", "--requirement=requirements-vllm.txt"],
     "cuda": [*ALL, "torch===2.13.0"],
-    "cuda-vllm": ["--requirement=requirements.txt", "torch===2.13.0", "vllm===0.32.0"],
+    "cuda-vllm": [*REQUIRED, "torch===2.13.0", "vllm===0.32.0"],
 }
 
 

@@ -23,7 +23,7 @@ from serving import archives, java, settings
 from serving.children import own_session, reap
 from serving.drain import drain
 from serving.errors import CannotServe
-from serving.gateway import config
+from serving.gateway import config, grpc_front
 from serving.gateway.config import Gateway
 from serving.gateway.haproxy import HAProxy
 from serving.scratch import private_directory, scratch_directory
@@ -108,7 +108,7 @@ def serve(args: argparse.Namespace, scratch: Path) -> int:
         say(f"serving {', '.join(models)} on {properties['inference_address']}")
         if gateway is not None:
             front = HAProxy(gateway, private_directory(scratch))
-            say(f"the gateway listens on {gateway.listen}")
+            say(f"the gateway listens on {' and '.join(filter(None, (gateway.listen, gateway.grpc)))}")
         watch(args, server, front, properties, stopping)
         say("stopping: waiting for what was accepted")
         end = time.monotonic() + args.drain_seconds
@@ -143,7 +143,9 @@ def read_gateway(
         moved = {"listen": f"127.0.0.1:{args.port_base + 5}", "metrics": f"127.0.0.1:{args.port_base + 6}"}
     file = Path(args.gateway) if args.gateway else None
     gateway = config.read(file, config.Server(**host_port), served, **moved)
-    for address in (gateway.listen, gateway.metrics):
+    if gateway.grpc:
+        grpc_front.check_requirement()
+    for address in gateway.addresses.values():
         settings.check_port(address.rpartition(":")[0].strip("[]"), int(address.rpartition(":")[2]))
     args.model_mode = args.model_mode or gateway.administration
     return gateway
@@ -165,7 +167,7 @@ def watch(
         if args.must_load and time.monotonic() >= look:
             look = time.monotonic() + PING_SECONDS
             check_ping(properties["inference_address"])
-        reap({server.pid, *([front.process.pid] if front else [])})
+        reap({process.pid for process in (server, *(front.processes if front else ()))})
         if front is not None:
             front.check()
             if unready and front.models_up():

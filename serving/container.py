@@ -43,6 +43,7 @@ class Contract:
     keys: str | None = None  # a file, or `platform`
     metrics: str | None = None  # where Prometheus is answered; None leaves it on loopback
     archives: tuple[str, ...] = ()  # NAME=FILE of the store; all where there is none
+    grpc: int | None = None  # another port, for gRPC
 
 
 def main(arguments: Sequence[str] = tuple(sys.argv[1:])) -> int:
@@ -72,9 +73,10 @@ def read_contract(environment: Mapping[str, str], sagemaker: bool) -> Contract:
     base = _platform(environment, sagemaker)
     problems = []
     port = environment.get("AIP_HTTP_PORT") or environment.get("PORT") or str(base.port)
-    if not re.fullmatch(r"[1-9][0-9]{0,4}", port) or int(port) > 65_535:
-        problems.append(f"PORT: {port}: expected a port from 1 to 65535")
-        port = "0"
+    grpc = environment.get("GRPC_PORT")
+    for name, given in (("PORT", port), ("GRPC_PORT", grpc)):
+        if given and (not re.fullmatch(r"[1-9][0-9]{0,4}", given) or int(given) > 65_535):
+            problems.append(f"{name}: {given}: expected a port from 1 to 65535")
     keys = environment.get("KEYS") or base.keys
     if keys is None:
         problems.append("KEYS: is missing; expected a file of keys, or `platform` where a platform asks for them")
@@ -93,6 +95,7 @@ def read_contract(environment: Mapping[str, str], sagemaker: bool) -> Contract:
         keys,
         environment.get("METRICS") or base.metrics,
         base.archives,
+        int(grpc) if grpc else None,
     )
 
 
@@ -147,6 +150,8 @@ def prepare(contract: Contract, environment: Mapping[str, str], place: Path) -> 
     told["keys"] = contract.keys
     if contract.metrics:
         told["metrics"] = contract.metrics
+    if contract.grpc:
+        told["grpc"] = f"0.0.0.0:{contract.grpc}"
     for name in ("health", "predict"):
         if path := getattr(contract, name):
             told[name] = [*(told.get(name) or []), path]

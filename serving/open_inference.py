@@ -1,9 +1,10 @@
-"""The Open Inference Protocol over gRPC as its clients speak it, in front of TorchServe's HTTP.
+"""The Open Inference Protocol over gRPC as its clients speak it, in front of a gateway's HTTP.
 
 TorchServe has a gRPC service for it that no client of the protocol can use: its package is not the protocol's,
 it drops the raw tensors that clients send, writes strings in quotes, has no error that does not fail a whole
-batch, and knows nothing of a model's tensors. Here every call is one over HTTP, with tensors in binary, and
-every status is the gRPC code that means it.
+batch, and knows nothing of a model's tensors. Here every call is the same call over HTTP, with tensors in binary,
+and every status is the gRPC code that means it. `grpc:` of the gateway's configuration starts it; by itself it has
+neither keys nor TLS nor limits, so it listens where only this machine can ask.
 """
 
 from __future__ import annotations
@@ -13,29 +14,35 @@ import json
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import grpc
-import requests
+import urllib3
 from tritonclient.grpc import service_pb2 as messages
 from tritonclient.grpc import service_pb2_grpc as services
 
-from client import ClientError, ManagementClient, Refused
 from client.replies import reason
-from client.transport import segment
+from client.transport import CONNECT_TIMEOUT, segment
+from serving.connections import UNIX, connections
+from serving.gateway.config import Limits, is_loopback
 from serving.open_inference_tensors import raw_tensors
 
 HEADER = "Inference-Header-Content-Length"
-MOST_BYTES = 1 << 26  # of a message; TorchServe's own limits are below
-# HTTP's status -> gRPC's, as TorchServe has them (GRPCUtils.java), but for 422, which is the client's fault too.
+MOST_BYTES = 1 << 26  # of an answer; TorchServe's own limit is below
+PASSED_ON = ("authorization", "traceparent", "x-request-id", "x-sticky")  # metadata for the gateway: its headers
+# HTTP's status -> gRPC's: TorchServe's as it has them (GRPCUtils.java), but for 422, which is the client's fault
+# too; the gateway's own as gRPC's http-grpc-status-mapping.md has them.
 CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
+    401: grpc.StatusCode.UNAUTHENTICATED,
+    403: grpc.StatusCode.PERMISSION_DENIED,
     404: grpc.StatusCode.NOT_FOUND,
     413: grpc.StatusCode.RESOURCE_EXHAUSTED,
     422: grpc.StatusCode.INVALID_ARGUMENT,
+    429: grpc.StatusCode.UNAVAILABLE,
+    502: grpc.StatusCode.UNAVAILABLE,
     503: grpc.StatusCode.UNAVAILABLE,
     504: grpc.StatusCode.DEADLINE_EXCEEDED,
     507: grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -46,91 +53,76 @@ class OpenInference(services.GRPCInferenceServiceServicer):  # type: ignore[misc
     """The service.
 
     Args:
-        inference: URL of TorchServe's inference port.
-        management: URL of its management port, which knows what is ready.
+        gateway: connections to it.
         timeout: the most seconds to wait for an answer.
     """
 
-    def __init__(self, inference: str, management: str, timeout: float) -> None:
-        self.inference = inference.rstrip("/")
-        self.management = management
+    def __init__(self, gateway: urllib3.HTTPConnectionPool, timeout: float) -> None:
+        self.gateway = gateway
         self.timeout = timeout
-        self._own = threading.local()  # a session for each thread: requests has no lock of its own
 
     def ServerLive(self, request: Any, context: Any) -> Any:
-        """Whether TorchServe answers at all."""
-        with self._managing(context) as models:
-            models.names()
-            return messages.ServerLiveResponse(live=True)
+        """Whether TorchServe goes on trying."""
+        return messages.ServerLiveResponse(live=self._is("/v2/health/live", context))
 
     def ServerReady(self, request: Any, context: Any) -> Any:
         """Whether every model has a worker that is ready."""
-        with self._managing(context) as models:
-            return messages.ServerReadyResponse(ready=all(model.ready for model in models.models()))
+        return messages.ServerReadyResponse(ready=self._is("/v2/health/ready", context))
 
     def ModelReady(self, request: Any, context: Any) -> Any:
         """Whether a model has a worker that is ready."""
-        with self._managing(context) as models:
-            model = models.describe(request.name, request.version or None)
-            return messages.ModelReadyResponse(ready=model.ready > 0)
+        path = _path(request.name, request.version, context)
+        return messages.ModelReadyResponse(ready=self._is(f"{path}/ready", context))
 
     def ServerMetadata(self, request: Any, context: Any) -> Any:
         """What this is."""
-        return messages.ServerMetadataResponse(
-            name="torchserve", version="0.12.0", extensions=["binary_tensor_data"]
-        )
+        return messages.ServerMetadataResponse(**self._ask("GET", "/v2", context).json())
 
     def ModelMetadata(self, request: Any, context: Any) -> Any:
         """A model's tensors."""
-        with self._managing(context) as models:
-            version = models.describe(request.name, request.version or None).version
-        body, _ = self._ask(_path(request.name, version) + "/v2/metadata", None, {}, context)
-        told = json.loads(body)
-        answer = messages.ModelMetadataResponse(
-            name=told["name"], versions=told["versions"], platform=told["platform"]
+        return messages.ModelMetadataResponse(
+            **self._ask("GET", _path(request.name, request.version, context), context).json()
         )
-        for name in ("inputs", "outputs"):
-            getattr(answer, name).extend(
-                messages.ModelMetadataResponse.TensorMetadata(**one) for one in told[name]
-            )
-        return answer
 
     def ModelInfer(self, request: Any, context: Any) -> Any:
         """One request to a model."""
+        path = _path(request.model_name, request.model_version, context)
         try:
-            path = _path(request.model_name, request.model_version)
             body, length = write_request(request)
         except ValueError as error:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         headers = {HEADER: str(length), "content-type": "application/octet-stream"}
-        return read_answer(*self._ask(path, body, headers, context))
+        answer = self._ask("POST", f"{path}/infer", context, body=body, headers=headers)
+        return read_answer(answer.data, int(answer.headers.get(HEADER, len(answer.data))))
 
-    def _ask(self, path: str, body: bytes | None, headers: Mapping[str, str], context: Any) -> tuple[bytes, int]:
-        """A body, and how much of it is JSON. An error ends the call."""
-        if not hasattr(self._own, "session"):
-            self._own.session = requests.Session()
+    def _is(self, path: str, context: Any) -> bool:
+        return self._ask("GET", path, context, either=(200, 503)).status == 200
+
+    def _ask(
+        self,
+        method: str,
+        path: str,
+        context: Any,
+        *,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        either: Sequence[int] = (200,),
+    ) -> urllib3.BaseHTTPResponse:
+        """An answer with one of these statuses; any other ends the call."""
+        told = {name: value for name, value in context.invocation_metadata() if name in PASSED_ON}
+        timeout = urllib3.Timeout(connect=CONNECT_TIMEOUT, read=self.timeout)
         try:
-            answer = self._own.session.post(
-                self.inference + path, body, headers=dict(headers), timeout=self.timeout
+            answer = self.gateway.urlopen(
+                method, path, body, {**told, **(headers or {})}, retries=False, redirect=False, timeout=timeout
             )
-        except requests.Timeout:
+        except urllib3.exceptions.ReadTimeoutError:
             context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, f"no answer within {self.timeout:g} s")
-        except requests.RequestException:
-            context.abort(grpc.StatusCode.UNAVAILABLE, "the server gave no answer")
-        if answer.status_code != 200:
-            _, said = reason(answer.content)
-            _abort(context, answer.status_code, said or "the server refused the request")
-        return answer.content, int(answer.headers.get(HEADER, len(answer.content)))
-
-    @contextmanager
-    def _managing(self, context: Any) -> Iterator[ManagementClient]:
-        try:
-            with ManagementClient(self.management, timeout=self.timeout) as models:
-                yield models
-        except Refused as error:
-            _abort(context, error.status, str(error))
-        except (ClientError, ValueError) as error:
-            context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+        except urllib3.exceptions.HTTPError:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "the gateway gave no answer")
+        if answer.status not in either:
+            _, said = reason(answer.data)
+            _abort(context, answer.status, said or "the gateway refused the request")
+        return answer
 
 
 def write_request(request: Any) -> tuple[bytes, int]:
@@ -176,9 +168,13 @@ def _parameters(found: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _path(name: str, version: str) -> str:
-    parts = [segment("name", name), *([segment("version", version)] if version else [])]
-    return "/predictions/" + "/".join(parts)
+def _path(name: str, version: str, context: Any) -> str:
+    try:
+        path = f"/v2/models/{segment('name', name)}"
+        return f"{path}/versions/{segment('version', version)}" if version else path
+    except ValueError as error:
+        context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        raise  # abort does
 
 
 def _abort(context: Any, status: int, message: str) -> NoReturn:
@@ -187,10 +183,14 @@ def _abort(context: Any, status: int, message: str) -> NoReturn:
     raise AssertionError  # abort raises
 
 
-def start(service: OpenInference, address: str, threads: int) -> Any:
-    """A gRPC server that listens. Raises RuntimeError where the address cannot be used."""
+def start(service: OpenInference, address: str, threads: int, body_bytes: int) -> Any:
+    """A gRPC server that listens. Raises RuntimeError where the address cannot be used.
+
+    What is over the gateway's limit gets its 413. Only what is far over it is refused here, in the middle of being
+    sent: HAProxy makes a RST_STREAM of that, and clients CANCELLED in place of RESOURCE_EXHAUSTED.
+    """
     options = [
-        ("grpc.max_receive_message_length", MOST_BYTES),
+        ("grpc.max_receive_message_length", 2 * body_bytes),
         ("grpc.max_send_message_length", MOST_BYTES),
         ("grpc.so_reuseport", 0),
     ]
@@ -203,23 +203,38 @@ def start(service: OpenInference, address: str, threads: int) -> Any:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serves until SIGINT or SIGTERM; 0 after an orderly stop, else 1."""
+    flags = read_arguments(arguments)
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    service = OpenInference(flags.gateway, flags.timeout)
+    try:
+        server = start(service, flags.address, flags.threads, flags.body_bytes)
+    except RuntimeError:
+        print(f"error: --address: {flags.address} cannot be used", file=sys.stderr)
+        return 1
+    print(f"Open Inference Protocol on {flags.address}", file=sys.stderr, flush=True)
+    stop.wait()
+    server.stop(grace=flags.timeout).wait()
+    return 0
+
+
+def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line, with `gateway` as connections to it."""
     parser = argparse.ArgumentParser(
         prog="python -m serving.open_inference", description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument(
-        "--address", default="127.0.0.1:8001", metavar="HOST:PORT", help="where to listen (default: %(default)s)"
+        "--address",
+        default="127.0.0.1:8001",
+        metavar="HOST:PORT",
+        help="where to listen: a loopback address, or unix:PATH (default: %(default)s)",
     )
     parser.add_argument(
-        "--inference",
-        default="http://127.0.0.1:8080",
+        "--gateway",
+        default="http://127.0.0.1:8000",
         metavar="URL",
-        help="TorchServe's inference port (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--management",
-        default="http://127.0.0.1:8081",
-        metavar="URL",
-        help="its management port (default: %(default)s)",
+        help="the gateway's HTTP, or unix:PATH (default: %(default)s)",
     )
     parser.add_argument(
         "--threads", type=int, default=64, metavar="N", help="calls at once (default: %(default)s)"
@@ -231,24 +246,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="S",
         help="seconds to wait for an answer (default: %(default)s)",
     )
+    parser.add_argument(
+        "--body-bytes",
+        type=int,
+        default=Limits().body_bytes,
+        metavar="N",
+        help="the gateway's limits.body_bytes (default: %(default)s)",
+    )
     flags = parser.parse_args(arguments)
-    for name in ("threads", "timeout"):
+    for name in ("threads", "timeout", "body_bytes"):
         if getattr(flags, name) <= 0:
-            parser.error(f"--{name}: expected a number above 0")
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-    try:
-        server = start(
-            OpenInference(flags.inference, flags.management, flags.timeout), flags.address, flags.threads
+            parser.error(f"--{name.replace('_', '-')}: expected a number above 0")
+    if not (flags.address.startswith(UNIX) or is_loopback(flags.address)):
+        parser.error(
+            f"--address: {flags.address}: expected a loopback address, for it has no keys; "
+            "a public one is `grpc` of the gateway's configuration (docker/gateway/README.md)"
         )
-    except RuntimeError:
-        print(f"error: --address: {flags.address} cannot be used", file=sys.stderr)
-        return 1
-    print(f"Open Inference Protocol on {flags.address}, for {flags.inference}", file=sys.stderr, flush=True)
-    stop.wait()
-    server.stop(grace=flags.timeout).wait()
-    return 0
+    try:
+        flags.gateway = connections(flags.gateway, flags.threads)
+    except ValueError as error:
+        parser.error(f"--gateway: {error}")
+    return flags
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from serving.errors import CannotServe
 NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}"  # of a model or a version, in a path and in the name of a backend
 LOCAL = "local"  # the TorchServe that was started beside the gateway
 PLATFORM = "platform"
+PUBLIC = ("listen", "grpc")  # what needs keys where others reach it
 EMBEDDERS = ("feature-extraction",)
 
 
@@ -113,6 +114,7 @@ class Gateway:
 
     listen: str = key(ADDRESS, "the public address", "127.0.0.1:8000")
     metrics: str = key(ADDRESS, "where Prometheus is answered", "127.0.0.1:8083")
+    grpc: str | None = key(optional(ADDRESS), "where the Open Inference Protocol over gRPC is answered", None)
     keys: str | None = key(optional(KEYS), "a file of keys, or `platform`; null on loopback only", None)
     tls: str | None = key(optional(FILE), "a PEM file with certificate and key", None)
     health: Sequence[str] = key(PATHS, "more paths that tell whether every model is ready", ())
@@ -125,6 +127,12 @@ class Gateway:
     )
     routes: Any = key(SECTION, "which model the paths without a name mean", None)
     limits: Any = key(SECTION, "what one client may do, and all together", None)
+
+    @property
+    def addresses(self) -> dict[str, str]:
+        """Where it listens, by the key that says so."""
+        found = {name: getattr(self, name) for name in ("listen", "metrics", "grpc")}
+        return {name: address for name, address in found.items() if address is not None}
 
 
 SUBSECTIONS: Mapping[str, type[Any]] = {"servers": Server, "models": Model}
@@ -224,14 +232,7 @@ def _first(archives: Sequence[Served], tasks: Sequence[str]) -> str | None:
 
 
 def _contradictions(gateway: Gateway) -> list[Problem]:
-    problems = []
-    for name in ("listen", "metrics"):
-        address = getattr(gateway, name)
-        if not 0 < int(address.rpartition(":")[2]) < 65_536:
-            problems.append(Problem(name, "expected a port from 1 to 65535", address))
-    if gateway.keys is None and not is_loopback(gateway.listen):
-        reason = "is not a loopback address, so `keys` is needed: a file of keys, or `platform`"
-        problems.append(Problem("listen", reason, gateway.listen))
+    problems = [*_unusable(gateway)]
     if not gateway.servers:
         problems.append(Problem("servers", "expected at least one, for none is started beside the gateway"))
     if not gateway.models:
@@ -252,6 +253,18 @@ def _contradictions(gateway: Gateway) -> list[Problem]:
             if model.canary.version in (None, model.version) and model.canary.servers in (None, model.servers):
                 problems.append(Problem(f"models.{name}.canary", "expected another version or other servers"))
     return problems
+
+
+def _unusable(gateway: Gateway) -> Iterator[Problem]:
+    """Addresses where it cannot listen, or must not."""
+    for name, address in gateway.addresses.items():
+        if not 0 < int(address.rpartition(":")[2]) < 65_536:
+            yield Problem(name, "expected a port from 1 to 65535", address)
+        if name in PUBLIC and gateway.keys is None and not is_loopback(address):
+            reason = "is not a loopback address, so `keys` is needed: a file of keys, or `platform`"
+            yield Problem(name, reason, address)
+    if gateway.grpc in (gateway.listen, gateway.metrics):  # HAProxy would share it out between the two
+        yield Problem("grpc", "expected an address of its own", gateway.grpc)
 
 
 def _names_of_two(models: Mapping[str, Model]) -> Iterator[Problem]:

@@ -18,14 +18,16 @@ from serving.drain import shut_listener
 from serving.errors import CannotServe
 from serving.gateway import render
 from serving.gateway.config import PLATFORM, Gateway
+from serving.gateway.grpc_front import GrpcFront
 
 OLDEST = (2, 6)
 SOCKET = "admin.sock"
 POLL_SECONDS = 1.0  # between two looks at the file of keys
+CALL_SECONDS = 0.1  # between two looks whether a call is left; a new connection has begun its first by then
 
 
 class HAProxy:
-    """The gateway's process.
+    """The gateway's process, and that of its gRPC where it has one.
 
     Args:
         gateway: what it is told.
@@ -51,11 +53,19 @@ class HAProxy:
             stderr=subprocess.DEVNULL,  # the same again as on stdout, where its log goes
             preexec_fn=own_session,  # noqa: PLW1509 - no thread has been started
         )
+        self.grpc = GrpcFront(gateway, folder) if gateway.grpc else None
+
+    @property
+    def processes(self) -> list[subprocess.Popen[bytes]]:
+        """HAProxy's, and that of its gRPC."""
+        return [self.process, *([self.grpc.process] if self.grpc else [])]
 
     def check(self) -> None:
         """Looks after it, many times a second. Raises CannotServe when it has ended."""
         if (status := self.process.poll()) is not None:
             raise CannotServe(f"HAProxy ended by itself with status {status}; its last lines say why")
+        if self.grpc:
+            self.grpc.check()
         if time.monotonic() - self._looked >= POLL_SECONDS:
             self._looked = time.monotonic()
             self._read_keys_again()
@@ -63,13 +73,16 @@ class HAProxy:
     def models_up(self) -> bool:
         """Whether every model has been seen ready on a server, by a check and not by presumption."""
         with suppress(OSError):
-            rows = list(csv.DictReader(self.ask("show stat").removeprefix("# ").splitlines()))
+            rows = self._statistics()
             wanted = {variant.backend for variant in render.variants(self.gateway) if not variant.canary}
             seen = {
                 row["pxname"] for row in rows if row["check_status"] == "L7OK" and row["status"].startswith("UP")
             }
             return wanted <= seen
         return False
+
+    def _statistics(self) -> list[dict[str, str]]:
+        return list(csv.DictReader(self.ask("show stat").removeprefix("# ").splitlines()))
 
     def tell_state(self, state: str) -> None:
         """`ready`, or `stopping`: what /health says, as far as the models are ready too."""
@@ -82,17 +95,34 @@ class HAProxy:
 
     def finish(self, seconds: float) -> None:
         """Takes nobody in any more, and waits until everybody has been answered, or so long."""
+        end = time.monotonic() + seconds
         with suppress(OSError):  # it has ended already
-            shut_listener(self.process.pid, int(self.gateway.listen.rpartition(":")[2]))
+            for address in filter(None, (self.gateway.listen, self.gateway.grpc)):
+                shut_listener(self.process.pid, int(address.rpartition(":")[2]))
+            if self.grpc:
+                self._finish_calls(end)
         self.process.send_signal(signal.SIGUSR1)  # a soft stop: it ends when the last stream has
         with suppress(subprocess.TimeoutExpired):
-            self.process.wait(seconds)
+            self.process.wait(max(0.0, end - time.monotonic()))
+
+    def _finish_calls(self, end: float) -> None:
+        """Waits for the last call: each comes back in by a listener that a soft stop closes at once.
+
+        Open connections are told to begin nothing more (GOAWAY) with what is answered next.
+        """
+        self.ask("shutdown frontend grpc")
+        left = True
+        while left and time.monotonic() < end:
+            time.sleep(CALL_SECONDS)
+            [row] = [row for row in self._statistics() if (row["pxname"], row["svname"]) == ("grpc", "BACKEND")]
+            left = any(int(row[count]) for count in ("scur", "qcur"))
 
     def stop(self) -> None:
         """Ends it, whatever it is doing."""
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
+        for process in self.processes:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
 
     def _keys_state(self) -> tuple[int, int] | None:
         if self.gateway.keys in (None, PLATFORM):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -11,11 +12,14 @@ import jinja2
 
 from serving.gateway import keys
 from serving.gateway.config import NAME, PLATFORM, Canary, Gateway, Model, Server
-from serving.gateway.routes import allow_map, route_map, table
+from serving.gateway.routes import allow_map, calls_map, route_map, table
 
 TEMPLATE = Path(__file__).resolve().parent.parent.parent / "docker" / "gateway" / "haproxy.cfg.j2"
 CHECK_MS = 100  # how stale the readiness of a model may be
 DEFAULT_IN_FLIGHT = 1000  # TorchServe's jobQueueSize, as recipes have it
+CALLS_IN_FLIGHT = 256  # gRPC's, of all models
+FRONT_THREADS = CALLS_IN_FLIGHT + 16  # those beyond are for health, which does not wait
+FRONT, INNER = "grpc.sock", "inner.sock"  # where that front is called, and where it calls
 ERRORS = (  # what HAProxy says by itself
     (400, "BadRequest", "this is no HTTP that is taken here"),
     (408, "RequestTimeout", "the request did not come whole in time"),
@@ -65,6 +69,7 @@ def write(gateway: Gateway, folder: Path) -> Path:
     maps = {
         "routes": route_map(rows),
         "allow": allow_map(rows),
+        "calls": calls_map(),
         "models": models_map(gateway),
         "names": names_map(gateway),
         "canary": canary_map(gateway),
@@ -89,6 +94,12 @@ def haproxy_configuration(gateway: Gateway, folder: Path) -> str:
         folder=folder,
         listen=gateway.listen,
         metrics=gateway.metrics,
+        grpc=gateway.grpc,
+        front=FRONT,
+        inner=INNER,
+        calls=CALLS_IN_FLIGHT,
+        inside=FRONT_THREADS if gateway.grpc else 0,  # connections that no client has
+        grpc_seconds=call_seconds(gateway),
         tls=gateway.tls,
         keys=gateway.keys not in (None, PLATFORM),
         limits=gateway.limits,
@@ -105,6 +116,12 @@ def haproxy_configuration(gateway: Gateway, folder: Path) -> str:
         port=lambda address: address.rpartition(":")[2],
         retry_after=lambda status: "hdr Retry-After 1" if status == 503 else "",
     )
+
+
+def call_seconds(gateway: Gateway) -> int:
+    """How long a gRPC call may take inside: longer than any request that it can become, which so says why."""
+    waits: float = gateway.limits.queue_seconds
+    return math.ceil(waits + max(variant.seconds for variant in variants(gateway)) + 5)
 
 
 def models_map(gateway: Gateway) -> Iterator[str]:

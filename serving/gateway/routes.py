@@ -63,6 +63,16 @@ ADMINISTRATOR = (
     Route("manage", "DELETE", "/models/MODEL(?:/VERSION)?", scope=ADMINISTRATION),
 )
 
+# What serving/open_inference.py has of inference.GRPCInferenceService, and the scopes that the same has over HTTP.
+CALLS = {
+    "ServerLive": OPEN,
+    "ServerReady": OPEN,
+    "ModelReady": OPEN,
+    "ServerMetadata": INFERENCE,
+    "ModelMetadata": INFERENCE,
+    "ModelInfer": INFERENCE,
+}
+
 
 def table(gateway: Gateway) -> Sequence[Route]:
     """The rows of this gateway: those above, and what its configuration adds."""
@@ -87,6 +97,12 @@ def allow_map(routes: Sequence[Route]) -> Iterator[str]:
         methods.setdefault(route.path, []).append(route.method)
     for path, allowed in methods.items():
         yield f"^(?:{_pattern(path)})$ {','.join(allowed)}"
+
+
+def calls_map() -> Iterator[str]:
+    """Lines of a HAProxy map: a method of the gRPC service, by its path -> its scope."""
+    for method, scope in CALLS.items():
+        yield f"/inference.GRPCInferenceService/{method} {scope}"
 
 
 def _pattern(path: str) -> str:

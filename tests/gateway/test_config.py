@@ -8,18 +8,23 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
 from pathlib import Path
 
 import pytest
 import requests
+import tritonclient.grpc as triton
+from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceServicer
+from tritonclient.utils import InferenceServerException
 
 from serving.archives import MANIFEST, Served, describe
 from serving.errors import CannotServe
-from serving.gateway import keys, render
+from serving.gateway import grpc_front, keys, render
 from serving.gateway.config import LOCAL, Canary, Gateway, Limits, Model, Routes, Server, is_loopback, read
 from serving.gateway.haproxy import HAProxy, find
-from serving.gateway.routes import allow_map, table
+from serving.gateway.routes import CALLS, allow_map, table
+from serving.open_inference import OpenInference
 from serving.ports import free_ports
 
 BESIDE = Server("127.0.0.1:8080", "127.0.0.1:8081")
@@ -106,6 +111,10 @@ def test_a_configuration_that_is_no_mapping_is_one_line(tmp_path):
         ("listen: 0.0.0.0:8000", "listen: 0.0.0.0:8000: is not a loopback address, so `keys` is needed"),
         ("listen: '8000'", "listen: '8000': expected HOST:PORT"),
         ("listen: 127.0.0.1:99999", "listen: 127.0.0.1:99999: expected a port"),
+        ("grpc: 0.0.0.0:8001", "grpc: 0.0.0.0:8001: is not a loopback address, so `keys` is needed"),
+        ("grpc: '8001'", "grpc: '8001': expected HOST:PORT, or null"),
+        ("grpc: 127.0.0.1:0", "grpc: 127.0.0.1:0: expected a port"),
+        ("grpc: 127.0.0.1:8000", "grpc: 127.0.0.1:8000: expected an address of its own"),
         ("keys: absent", "keys: 'absent': expected a file of keys"),
         ("tls: absent.pem", "tls: 'absent.pem': expected a file that can be read"),
         (
@@ -174,6 +183,7 @@ CONFIGURATIONS = [
     "administration: true",
     "models: {tiny: {canary: {version: '2.0', weight: 10}}}",
     "listen: 0.0.0.0:8000\nkeys: platform\nhealth: [/a]\npredict: ['/b:predict']",
+    "grpc: 127.0.0.1:8001",
     "servers: {far: {inference: '[::1]:1', management: '[::1]:2'}}\nmodels: {tiny: {servers: [far]}}",
 ]
 
@@ -254,18 +264,38 @@ def test_the_guide_names_every_path_and_no_other():
     assert not [pattern for pattern in patterns if not any(re.search(pattern, path) for path in named)]
 
 
+def test_grpcs_methods_are_those_of_the_front():
+    own = {
+        name for name in vars(OpenInference) if hasattr(GRPCInferenceServiceServicer, name) and name[0].isupper()
+    }
+    assert set(CALLS) == own
+
+
+def test_without_grpcio_there_is_one_line(monkeypatch):
+    monkeypatch.setattr(grpc_front, "find_spec", lambda name: None)
+    with pytest.raises(
+        CannotServe, match=r"^grpc: needs grpc and tritonclient: pip install -r requirements-grpc.txt$"
+    ):
+        grpc_front.check_requirement()
+
+
 # -- HAProxy alone
 
 
 def test_tls_and_readiness_before_any_server_is_there(told, tmp_path):
     """A mounted certificate; nothing is presumed ready, and nothing but a loaded model makes it so."""
-    pem, port = tmp_path / "both.pem", free_ports(3)
+    pem, port = tmp_path / "both.pem", free_ports(4)
     made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost"]
     alternative = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", tmp_path / "key", "-out", tmp_path / "crt"]
     subprocess.run([*made, *alternative], check=True, capture_output=True)
     pem.write_text((tmp_path / "crt").read_text() + (tmp_path / "key").read_text())
     beside = Server(f"127.0.0.1:{port + 2}", f"127.0.0.1:{port + 2}")  # where nobody listens
-    gateway = told(f"{{listen: '127.0.0.1:{port}', metrics: '127.0.0.1:{port + 1}', tls: {pem}}}", beside)
+    addresses = {
+        "listen": f"127.0.0.1:{port}",
+        "metrics": f"127.0.0.1:{port + 1}",
+        "grpc": f"127.0.0.1:{port + 3}",
+    }
+    gateway = told(json.dumps({**addresses, "tls": str(pem)}), beside)
     with tempfile.TemporaryDirectory(prefix="gw-") as folder:  # a socket's path is short
         front = HAProxy(gateway, Path(folder))
         try:
@@ -283,5 +313,45 @@ def test_tls_and_readiness_before_any_server_is_there(told, tmp_path):
             with pytest.raises(requests.ConnectionError):
                 requests.get(f"http://127.0.0.1:{port}/health", timeout=5)
             assert not front.models_up()
+            root = str(tmp_path / "crt")
+            with triton.InferenceServerClient(gateway.grpc, ssl=True, root_certificates=root) as client:
+                assert not asked_again(client.is_server_ready) and not client.is_model_ready("tiny")
+            with triton.InferenceServerClient(gateway.grpc) as client, pytest.raises(InferenceServerException):
+                client.is_server_ready(client_timeout=5)
         finally:
             front.stop()
+
+
+def test_grpc_has_limits_and_its_end_is_the_gateways(told):
+    port = free_ports(4)
+    addresses = {name: f"127.0.0.1:{port + at}" for at, name in enumerate(("listen", "metrics", "grpc"))}
+    gateway = told(
+        json.dumps({**addresses, "limits": {"requests_per_address": 40}}),
+        Server(f"127.0.0.1:{port + 3}", f"127.0.0.1:{port + 3}"),
+    )
+    with tempfile.TemporaryDirectory(prefix="gw-") as folder:
+        front = HAProxy(gateway, Path(folder))
+        try:
+            with triton.InferenceServerClient(gateway.grpc) as client:
+                asked_again(client.is_server_ready)
+                with pytest.raises(InferenceServerException, match="status: 429") as refused:
+                    while True:
+                        client.is_server_ready()
+                assert refused.value.status() == "StatusCode.UNAVAILABLE"
+            front.check()
+            front.grpc.process.kill()
+            front.grpc.process.wait()
+            with pytest.raises(CannotServe, match="the gateway's gRPC ended by itself with status -9"):
+                front.check()
+        finally:
+            front.stop()
+
+
+def asked_again(call):
+    """What is answered once the front of gRPC is there: HAProxy says UNAVAILABLE before."""
+    while True:
+        try:
+            return call()
+        except InferenceServerException as refused:
+            assert refused.status() == "StatusCode.UNAVAILABLE"
+            time.sleep(0.1)

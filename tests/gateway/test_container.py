@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -28,6 +29,14 @@ def test_hugging_face(mounted):
     (mounted / "repository").mkdir()
     told = {"KEYS": "platform", "PORT": "80", "HEALTH_ROUTE": "/well"}
     assert read_contract(told, False) == Contract(mounted / "repository", 80, "/well", None, "platform")
+
+
+def test_grpc_has_a_port_where_one_is_named(mounted):
+    (mounted / "repository").mkdir()
+    assert read_contract({"KEYS": "platform", "GRPC_PORT": "8001"}, False).grpc == 8001
+    assert read_contract({"KEYS": "platform"}, False).grpc is None
+    with pytest.raises(CannotServe, match=r"^GRPC_PORT: x: expected a port from 1 to 65535$"):
+        read_contract({"KEYS": "platform", "GRPC_PORT": "x"}, False)
 
 
 def test_sagemaker(mounted):
@@ -83,7 +92,9 @@ def test_the_operators_own_gateway_goes_on_counting(tmp_path):
     prepare(contract, {"GATEWAY": str(tmp_path / "own.yaml")}, tmp_path / "place")
     told = yaml.safe_load((tmp_path / "place" / "gateway.yaml").read_text())
     assert told["limits"] == {"queue": 7} and told["health"] == ["/a", "/h"] and told["predict"] == ["/p"]
-    assert told["listen"] == "0.0.0.0:8081"
+    assert told["listen"] == "0.0.0.0:8081" and "grpc" not in told
+    prepare(dataclasses.replace(contract, grpc=8001), {}, tmp_path / "place")
+    assert yaml.safe_load((tmp_path / "place" / "gateway.yaml").read_text())["grpc"] == "0.0.0.0:8001"
 
 
 @pytest.mark.parametrize(

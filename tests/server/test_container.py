@@ -11,9 +11,11 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import requests
+import tritonclient.grpc
 
 from serving.ports import free_ports
 from tests.support import archives
@@ -33,8 +35,8 @@ class Container:
     """`python -m serving.container`, with a platform's mounts and variables, and with a TMPDIR of its own."""
 
     def __init__(self, mounts, *arguments, **variables):
-        self.base = free_ports(8)
-        self.port = self.base + 7
+        self.base = free_ports(9)
+        self.port, self.grpc = self.base + 7, self.base + 8
         self.temp = tempfile.TemporaryDirectory(prefix="tc-")
         self.log = Path(self.temp.name) / "output.log"
         paths = [str(mounts.get(name, "/nowhere")) for name in ("kserve", "sagemaker", "repository")]
@@ -49,6 +51,8 @@ class Container:
         }
         if "AIP_HTTP_PORT" in variables:
             environment["AIP_HTTP_PORT"] = str(self.port)
+        if "GRPC_PORT" in variables:
+            environment["GRPC_PORT"] = str(self.grpc)
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", CODE, *paths, *arguments], env=environment, stdout=log, stderr=log
@@ -143,12 +147,17 @@ def test_kserve(model, tmp_path):
     (tmp_path / "config").mkdir()
     snapshot = {"models": {"film": {"1.0": {"marName": "film.mar"}}}}
     (tmp_path / "config" / "config.properties").write_text(f"model_snapshot={json.dumps(snapshot)}")
-    with Container({"kserve": tmp_path}) as here:
+    with Container({"kserve": tmp_path}, GRPC_PORT="set") as here:
         assert here.probe("/v2/health/ready") <= {0, 503}
         assert here.get("/v2/models/film/ready") == 200
         assert len(here.post("/v1/models/film:predict", {"instances": ["a"]}).json()["predictions"]) == 1
         wanted = {"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["a"]}]}
         assert here.post("/v2/models/film/infer", wanted).json()["model_name"] == "film"
+        with tritonclient.grpc.InferenceServerClient(f"127.0.0.1:{here.grpc}") as client:
+            assert client.is_server_ready() and client.is_model_ready("film")
+            text = tritonclient.grpc.InferInput("text", [1], "BYTES")
+            text.set_data_from_numpy(np.array(["a"], object))
+            assert client.infer("film", [text]).as_numpy("label").shape == (1,)
 
 
 def test_a_model_that_does_not_load_ends_it(model):

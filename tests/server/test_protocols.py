@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,11 +19,10 @@ from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException
 
 from client import ManagementClient
-from serving.ports import free_ports
 from tests.support import archives, scenarios
 from tests.support import protocols as spoken
 from tests.support.grpc import Inference, open_inference
-from tests.support.serving import ROOT, served
+from tests.support.serving import served
 
 pytestmark = [pytest.mark.server, pytest.mark.usefixtures("workers_stay")]
 
@@ -147,84 +144,6 @@ def test_triton_is_told_what_is_wrong(server):
         ):
             with pytest.raises(InferenceServerException, match=r"text is missing|expected ids from 0"):
                 client.infer("classifier", [tensor])
-
-
-# -- tritonclient over gRPC, through the front that makes it calls over HTTP
-
-
-@pytest.fixture(scope="module")
-def triton(server):
-    address = f"127.0.0.1:{free_ports(1)}"
-    command = [sys.executable, "-m", "serving.open_inference", "--address", address, "--timeout", "30"]
-    urls = ["--inference", server.inference_url, "--management", server.management_url]
-    front = subprocess.Popen([*command, *urls], cwd=ROOT, stderr=subprocess.PIPE)
-    try:
-        assert front.stderr is not None and b"Open Inference Protocol on" in front.stderr.readline()
-        with triton_grpc.InferenceServerClient(address) as client:
-            yield client
-    finally:
-        front.terminate()
-        assert front.wait(60) == 0
-
-
-def grpc_tensor(name, values, datatype):
-    tensor = triton_grpc.InferInput(name, list(values.shape), datatype)
-    tensor.set_data_from_numpy(values)
-    return tensor
-
-
-def test_triton_over_grpc(triton, native, tiny):
-    """The same client, by its other protocol."""
-    wanted = native("classifier", texts=TEXTS)["predictions"]
-    assert triton.is_server_live() and triton.is_server_ready() and triton.is_model_ready("classifier")
-    metadata = triton.get_model_metadata("classifier")
-    assert [column.name for column in metadata.outputs] == ["label", "score", "probabilities", "logits"]
-    assert (metadata.inputs[0].name, list(metadata.versions)) == ("text", ["1.0"])
-    texts = grpc_tensor("text", np.array(TEXTS, object), "BYTES")
-    answered = triton.infer("classifier", [texts], request_id="7", parameters={"truncation": True})
-    assert [label.decode() for label in answered.as_numpy("label")] == [one["label"] for one in wanted]
-    assert answered.get_response().id == "7"
-    encoded = AutoTokenizer.from_pretrained(tiny["text-classification"] / "model")(
-        TEXTS, padding=True, return_tensors="np"
-    )
-    tensors = [grpc_tensor(name, encoded[name], "INT64") for name in ("input_ids", "attention_mask")]
-    outputs = [triton_grpc.InferRequestedOutput("logits")]
-    logits = triton.infer("classifier", tensors, model_version="1.0", outputs=outputs).as_numpy("logits")
-    np.testing.assert_allclose(logits, answered.as_numpy("logits"), atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("name", "tensor", "code"),
-    [
-        ("classifier", ("x", np.array(["a"], object), "BYTES"), "INVALID_ARGUMENT"),
-        ("classifier", ("input_ids", np.array([[10**6]]), "INT64"), "INVALID_ARGUMENT"),
-        ("classifier", ("text", np.array(["a"] * 33, object), "BYTES"), "RESOURCE_EXHAUSTED"),
-        ("nobody", ("text", np.array(["a"], object), "BYTES"), "NOT_FOUND"),
-        ("a/b", ("text", np.array(["a"], object), "BYTES"), "INVALID_ARGUMENT"),
-    ],
-)
-def test_triton_gets_grpcs_own_errors(triton, name, tensor, code):
-    with pytest.raises(InferenceServerException) as refused:
-        triton.infer(name, [grpc_tensor(*tensor)])
-    assert refused.value.status() == f"StatusCode.{code}"
-
-
-def test_contents_that_are_not_raw(triton, native):
-    """As other clients of the protocol send them."""
-    channel = triton._channel
-    request = infer_request("classifier", [spoken.text_tensor("text", TEXTS)])
-    call = channel.unary_unary(
-        "/inference.GRPCInferenceService/ModelInfer",
-        service_pb2.ModelInferRequest.SerializeToString,
-        service_pb2.ModelInferResponse.FromString,
-    )
-    answered = triton_grpc.InferResult(call(request, timeout=30))
-    wanted = native("classifier", texts=TEXTS)["predictions"]
-    assert [label.decode() for label in answered.as_numpy("label")] == [one["label"] for one in wanted]
-    request.inputs[0].datatype = "INT8"
-    request.inputs[0].contents.int_contents.append(300)
-    with pytest.raises(grpc.RpcError, match="expected values of INT8"):
-        call(request, timeout=30)
 
 
 # -- KServe's routes, Hugging Face's and OpenAI's requests
@@ -359,14 +278,3 @@ def test_what_tritons_grpc_client_sends_is_lost_in_torchserve(channel):
     answered = open_inference(channel, "ModelInfer", request, service_pb2.ModelInferResponse)
     [error] = answered.outputs[0].contents.bytes_contents
     assert "raw_input_contents" in json.loads(error)["error"]
-
-
-def test_the_fronts_command_says_what_is_wrong(server):
-    def run(*arguments):
-        command = [sys.executable, "-m", "serving.open_inference", *arguments]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
-
-    assert run("--help").returncode == 0 and "usage" in run("--help").stdout
-    taken = run("--address", server.grpc_address)
-    assert taken.returncode == 1 and "cannot be used" in taken.stderr
-    assert "above 0" in run("--threads", "0").stderr
