@@ -19,7 +19,7 @@ from serving.errors import CannotServe
 from serving.gateway import keys, render
 from serving.gateway.config import LOCAL, Canary, Gateway, Limits, Model, Routes, Server, is_loopback, read
 from serving.gateway.haproxy import HAProxy, find
-from serving.gateway.routes import allow_map, table
+from serving.gateway.routes import METHODS, route_map, table
 from serving.ports import free_ports
 
 BESIDE = Server("127.0.0.1:8080", "127.0.0.1:8081")
@@ -107,7 +107,12 @@ def test_a_configuration_that_is_no_mapping_is_one_line(tmp_path):
         ("listen: '8000'", "listen: '8000': expected HOST:PORT"),
         ("listen: 127.0.0.1:99999", "listen: 127.0.0.1:99999: expected a port"),
         ("keys: absent", "keys: 'absent': expected a file of keys"),
-        ("tls: absent.pem", "tls: 'absent.pem': expected a file that can be read"),
+        ("tls: absent.pem", "tls: 'absent.pem': expected a PEM file with certificate and key"),
+        (f"tls: {__file__}", "expected a PEM file with certificate and key"),
+        ("listen: 127.0.0.1:8000\nmetrics: 0.0.0.0:8000", "metrics: 0.0.0.0:8000: expected another port than"),
+        ("metrics: 127.0.0.1:8000", "metrics: 127.0.0.1:8000: expected another port than"),
+        ("health: 5", "health: 5: expected a list of paths"),
+        ("administration: true\nkeys: platform", "administration: true: expected false: with `keys: platform`"),
         (
             "routes: {predict: tinny}",
             "routes.predict: 'tinny': expected one of tiny, chat, embed; did you mean tiny?",
@@ -140,6 +145,23 @@ def test_a_wrong_setting_is_named(told, text, says):
     with pytest.raises(CannotServe) as refused:
         told(text)
     assert says in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "requests", "connections"),
+    [
+        ("{}", None, None),
+        ("listen: 0.0.0.0:8000\nkeys: platform", None, None),
+        ("listen: 0.0.0.0:8000\nkeys: KEYS", 10_000, 1_000),
+        ("limits: {requests_per_address: 7}", 7, None),
+        ("listen: 0.0.0.0:8000\nkeys: platform\nlimits: {connections_per_address: 7}", None, 7),
+        ("listen: 0.0.0.0:8000\nkeys: KEYS\nlimits: {connections_per_address: 7}", 10_000, 7),
+    ],
+)
+def test_an_address_is_bound_where_it_is_one_clients(told, tmp_path, text, requests, connections):
+    (tmp_path / "keys").write_text(f"{keys.new('ann', 'inference')[1]}\n")
+    limits = told(text.replace("KEYS", str(tmp_path / "keys"))).limits
+    assert (limits.requests_per_address, limits.connections_per_address) == (requests, connections)
 
 
 def test_all_wrong_settings_are_named_at_once(told):
@@ -249,9 +271,13 @@ def test_the_guide_names_every_path_and_no_other():
     section = GUIDE.partition("## Paths")[2].partition("Everything else")[0]
     named = [path.partition("?")[0].replace("...", "completions") for path in re.findall(r"`(/[^`]*)`", section)]
     gateway = dataclasses.replace(read(None, BESIDE, ARCHIVES), administration=True)
-    patterns = [line.rpartition(" ")[0] for line in allow_map(table(gateway))]
-    assert not [path for path in named if not any(re.search(pattern, path) for pattern in patterns)]
-    assert not [pattern for pattern in patterns if not any(re.search(pattern, path) for path in named)]
+    patterns = [line.rpartition(" ")[0] for line in route_map(table(gateway))]
+
+    def leads(path, pattern):
+        return any(re.search(pattern, f"{method}:{path}") for method in METHODS)
+
+    assert not [path for path in named if not any(leads(path, pattern) for pattern in patterns)]
+    assert not [pattern for pattern in patterns if not any(leads(path, pattern) for path in named)]
 
 
 # -- HAProxy alone
