@@ -22,6 +22,7 @@ from serving.gateway.haproxy import HAProxy, find
 from serving.gateway.routes import METHODS, route_map, table
 from serving.ports import free_ports
 
+ROOT = Path(__file__).resolve().parent.parent.parent
 BESIDE = Server("127.0.0.1:8080", "127.0.0.1:8081")
 ARCHIVES = [
     Served("tiny", "1.0", {"handler": {"task": "text-classification"}, "jobQueueSize": 50}),
@@ -209,6 +210,29 @@ def test_haproxy_takes_what_is_written(told, tmp_path, text):
     )
     assert judged.returncode == 0, judged.stderr
     assert "WARNING" not in judged.stderr
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_server_does_not_start_with_a_wrong_file(tmp_path, wrapped):
+    """One line that names the setting, and no Java."""
+    with zipfile.ZipFile(tmp_path / "tiny.mar", "w") as archive:
+        archive.writestr(MANIFEST, json.dumps({"model": {"modelName": "tiny", "modelVersion": "1.0"}}))
+    wrong = {
+        "models: {tiny: {canary: {weight: 300}}}": "models.tiny.canary.weight: 300",
+        "listen: 0.0.0.0:8000": "listen: 0.0.0.0:8000",
+        "routes: {predict: tinny}": "routes.predict: 'tinny'",
+    }
+    program = [ROOT / "scripts" / "serve.sh"] if wrapped else [sys.executable, "-m", "serving"]
+    started = {}
+    for number, text in enumerate(list(wrong)[: 1 if wrapped else None]):
+        (tmp_path / f"{number}.yaml").write_text(text)
+        command = [*program, "--model-store", tmp_path, "--gateway", tmp_path / f"{number}.yaml"]
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        started[text] = subprocess.Popen(list(map(str, command)), cwd=ROOT, **streams)
+    for text, process in started.items():
+        said, _ = process.communicate(timeout=60)
+        assert process.returncode == 1 and said.startswith("error: ") and said.count("\n") == 1, said
+        assert f".yaml: {wrong[text]}: expected" in said or f"{wrong[text]}: is not a loopback" in said
 
 
 # -- keys
