@@ -264,6 +264,7 @@ def test_every_line_of_the_log_is_json_whatever_came(plain):
         b"POST /" + b'"' * 30_000 + b" HTTP/1.1\r\n" + CLOSE + BODY,
         b"POST /predict HTTP/1.1\r\n" + CLOSE + b"traceparent: " + b'"' * 6_000 + b"\r\n" + BODY,
         b'PO"T /predict HTTP/1.1\r\n' + CLOSE + BODY,
+        b"P" * 60_000 + b" /predict HTTP/1.1\r\n" + CLOSE + BODY,
         b"\x16\x03\x01 nonsense\r\n\r\n",
         b"POST /predict HTTP/1.1\r\n" + CLOSE + b"X-Request-Id: " + b'"' * 200 + b"\r\n" + BODY,
     ]
@@ -331,6 +332,9 @@ def test_a_prediction_over_tls_and_the_health_check(pem):
         told = [*asked, "--write-out", " %{http_version}", f"{running.url}/predict"]
         answer = subprocess.run(told, capture_output=True, text=True, check=True).stdout
         assert '"server": "local"' in answer and answer.endswith(" 2")
+        asked = ["curl", "--silent", "--http2", "--cacert", pem.with_name("crt"), "--request", "GET", "--upload-file", "-"]
+        told = [*asked, "--output", "/dev/null", "--write-out", "%{http_code}", f"{running.url}/v2/models/tiny"]
+        assert subprocess.run(told, input="{}", capture_output=True, text=True, check=False).stdout == "400"
         running.haproxy.tell_state("stopping")
         assert health(f"http://127.0.0.1:{running.port}/health") == 1
 
