@@ -221,6 +221,7 @@ def test_a_server_does_not_start_with_a_wrong_file(tmp_path, wrapped):
         "models: {tiny: {canary: {weight: 300}}}": "models.tiny.canary.weight: 300",
         "listen: 0.0.0.0:8000": "listen: 0.0.0.0:8000",
         "routes: {predict: tinny}": "routes.predict: 'tinny'",
+        "listen: 127.0.0.1:7070": "listen: 127.0.0.1:7070",
     }
     program = [ROOT / "scripts" / "serve.sh"] if wrapped else [sys.executable, "-m", "serving"]
     started = {}

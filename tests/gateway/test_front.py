@@ -159,6 +159,15 @@ def test_who_waits_for_a_slow_answer_is_not_cut_off(plain):
     assert [answer.status_code for answer in answers] == [200] * 3 and answers[2].text == "aa"
 
 
+def test_who_stops_reading_is_cut_off(plain):
+    body = b'{"pieces": 40, "size": 1000000}'
+    head = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body)
+    with socket.create_connection(("127.0.0.1", plain.port)) as connection:
+        connection.sendall(head + body)
+        before = len(plain.output())
+        wait_for(lambda: '"end":"cD"' in plain.output()[before:], 5)
+
+
 def test_a_long_body_has_the_models_time_between_two_pieces(tmp_path):
     with front({"models": {"tiny": {"seconds": 1}}}) as running:
         head = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: 200000\r\n\r\n"

@@ -39,7 +39,7 @@ class Behind(ThreadingHTTPServer):
 
 
 class Answers(BaseHTTPRequestHandler):
-    """A prediction waits for the body's `wait`, and is written in `pieces` with a `pause` before each."""
+    """A prediction waits as its body says, and comes in `pieces` of a `size` with a `pause` before each."""
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True  # head and body are two pieces
@@ -59,9 +59,10 @@ class Answers(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
+        size = asked.get("size", 1)
         for _ in range(asked["pieces"]):
-            time.sleep(asked["pause"])
-            self.wfile.write(b"1\r\na\r\n")
+            time.sleep(asked.get("pause", 0))
+            self.wfile.write(b"%x\r\n%b\r\n" % (size, b"a" * size))
         self.wfile.write(b"0\r\n\r\n")
 
     def _answer(self, body: bytes) -> None:
