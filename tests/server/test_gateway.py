@@ -304,6 +304,11 @@ def test_bodies_that_are_not_taken(server, tokens, headers, status):
     assert status_of(raw(server, head.encode())) == status
 
 
+def test_headers_are_refused_before_netty_breaks_off(ask):
+    told = [ask("/predict", TEXT, a="a" * size).status_code for size in (7_000, *range(7_500, 8_200, 20), 10_000)]
+    assert set(told) == {200, 431} and told == sorted(told)
+
+
 # -- keys
 
 
