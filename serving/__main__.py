@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from http import HTTPStatus
 from pathlib import Path
-from types import FrameType
 from urllib.parse import urlsplit
 
 import requests
@@ -27,6 +26,7 @@ from serving.gateway import config, grpc_front
 from serving.gateway.config import Gateway
 from serving.gateway.haproxy import HAProxy
 from serving.scratch import private_directory, scratch_directory
+from serving.signals import end_at_signals, note_signals
 
 ROOT = Path(__file__).resolve().parent.parent
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
@@ -37,6 +37,7 @@ STOP_SECONDS = 20.0  # for TorchServe's own shutdown, after which it is killed
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serves until SIGINT or SIGTERM; 0 after an orderly stop, else 1."""
     args = read_arguments(arguments)
+    end_at_signals()
     try:
         with scratch_directory() as scratch:
             return serve(args, scratch)
@@ -74,7 +75,8 @@ def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     ours.add_argument(
         "--must-load",
         action="store_true",
-        help="end with an error once TorchServe has given up on a model's worker, in place of serving without it",
+        help="end with an error once TorchServe has given up on a model's worker, in place of serving without it; "
+        "--gateway means it too, but not for what an administrator loads",
     )
     parser.set_defaults(ts_config=str(ROOT / "config.properties"), log_config=str(ROOT / "log4j2.xml"))
     args: argparse.Namespace = parser.parse_args(arguments)
@@ -92,7 +94,7 @@ def serve(args: argparse.Namespace, scratch: Path) -> int:
     properties = settings.write_properties(args, store, scratch)
     gateway = read_gateway(args, properties, store, models)
     settings.check_ports(properties)
-    stopping = on_signals()
+    stopping = note_signals()
     command = java.command(args, properties, store, models, scratch)
     environment = {
         name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "TS_CONFIG_FILE")
@@ -145,7 +147,11 @@ def read_gateway(
     gateway = config.read(file, config.Server(**host_port), served, **moved)
     if gateway.grpc:
         grpc_front.check_requirement()
-    for address in gateway.addresses.values():
+    ours = settings.endpoints(dict(properties))
+    for name, address in gateway.addresses.items():
+        if any(config.overlap(address, f"{host}:{port}") for host, port in ours):
+            where = file.name if file else "the gateway"
+            raise CannotServe(f"{where}: {name}: {address}: expected another port, TorchServe has this one")
         settings.check_port(address.rpartition(":")[0].strip("[]"), int(address.rpartition(":")[2]))
     args.model_mode = args.model_mode or gateway.administration
     return gateway
@@ -164,7 +170,9 @@ def watch(
         if (status := server.poll()) is not None:
             raise CannotServe(f"TorchServe ended by itself with status {status}; its last lines say why")
         unregistered = unregistered and not all_registered(properties["management_address"], args.models)
-        if args.must_load and time.monotonic() >= look:
+        # What an administrator loads must not end what was there before.
+        expected = front is not None and (unready or not front.gateway.administration)
+        if (args.must_load or expected) and time.monotonic() >= look:
             look = time.monotonic() + PING_SECONDS
             check_ping(properties["inference_address"])
         reap({process.pid for process in (server, *(front.processes if front else ()))})
@@ -201,20 +209,6 @@ def all_registered(management: str, models: Sequence[str]) -> bool:
     if missing := [model for model in models if model.rpartition("=")[2] not in urls]:
         raise CannotServe(f"{', '.join(missing)} could not be loaded; TorchServe's lines say why")
     return True
-
-
-def on_signals() -> list[int]:
-    """A list that the first SIGINT or SIGTERM is appended to; the second raises KeyboardInterrupt."""
-    received: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        if received:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, note)
-    return received
 
 
 def stop(server: subprocess.Popen[bytes]) -> None:

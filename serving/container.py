@@ -11,18 +11,19 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from serving import __main__ as server
 from serving import recognition
+from serving.children import own_session
 from serving.errors import CannotServe
 from serving.gateway.config import PLATFORM, document_of
 from serving.scratch import scratch_directory
+from serving.signals import end_at_signals
 
 ROOT = Path(__file__).resolve().parent.parent
 KSERVE = Path("/mnt/models")
@@ -30,6 +31,7 @@ SAGEMAKER = Path("/opt/ml/model")
 REPOSITORY = Path("/repository")
 SCRAPED = "0.0.0.0:8083"  # by KServe's Prometheus, as the runtime's annotation says
 INSIDE = 8084  # TorchServe's own port for predictions, behind the gateway
+INNER = (7070, 7071, 8081, 8082, 8083, INSIDE)  # config.properties, and the gateway's own for Prometheus
 
 
 @dataclass(frozen=True)
@@ -40,10 +42,11 @@ class Contract:
     port: int = 8080
     health: str | None = None  # paths beside the gateway's own
     predict: str | None = None
-    keys: str | None = None  # a file, or `platform`
+    keys: str | None = None  # a file, or `platform`; what the operator says in GATEWAY beats the platform's
     metrics: str | None = None  # where Prometheus is answered; None leaves it on loopback
     archives: tuple[str, ...] = ()  # NAME=FILE of the store; all where there is none
     grpc: int | None = None  # another port, for gRPC
+    gateway: Mapping[str, Any] = field(default_factory=dict)  # the operator's own gateway.yaml
 
 
 def main(arguments: Sequence[str] = tuple(sys.argv[1:])) -> int:
@@ -53,14 +56,19 @@ def main(arguments: Sequence[str] = tuple(sys.argv[1:])) -> int:
             "usage: python -m serving.container [serve]    what it serves is in the environment: docker/README.md"
         )
         return 0
+    if list(arguments) not in ([], ["serve"]):
+        print(f"error: {' '.join(arguments)}: expected nothing, or serve", file=sys.stderr)
+        return 1
+    end_at_signals()
+    # Only now: it takes half a second, and a stop may come meanwhile.
+    from serving import __main__ as server  # noqa: PLC0415
+
     try:
-        if list(arguments) not in ([], ["serve"]):
-            raise CannotServe(f"{' '.join(arguments)}: expected nothing, or serve")
         contract = read_contract(os.environ, "serve" in arguments)
         with scratch_directory() as place:
             return server.main(prepare(contract, os.environ, place))
     except CannotServe as err:
-        server.say(f"error: {err}")
+        print(f"error: {err}", file=sys.stderr, flush=True)
         return 1
 
 
@@ -77,14 +85,24 @@ def read_contract(environment: Mapping[str, str], sagemaker: bool) -> Contract:
     for name, given in (("PORT", port), ("GRPC_PORT", grpc)):
         if given and (not re.fullmatch(r"[1-9][0-9]{0,4}", given) or int(given) > 65_535):
             problems.append(f"{name}: {given}: expected a port from 1 to 65535")
-    keys = environment.get("KEYS") or base.keys
-    if keys is None:
+        elif given and int(given) in _inner_ports(environment):
+            problems.append(f"{name}: {given}: expected another one, this is used inside")
+    told, wrong = _gateway(environment)
+    problems += wrong
+    keys = environment.get("KEYS") or told.get("keys") or base.keys
+    if keys is None and not wrong:
         problems.append("KEYS: is missing; expected a file of keys, or `platform` where a platform asks for them")
     models = Path(environment.get("MODEL_DIR") or base.models)
     if not models.is_dir():
         problems.append(
             f"MODEL_DIR: {models}: there is no such directory; mount the model, or the archives, there"
         )
+    seconds = environment.get("DRAIN_SECONDS", "0")
+    if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]+)?", seconds):
+        problems.append(f"DRAIN_SECONDS: {seconds}: expected a number of seconds")
+    moved = environment.get("PORT_BASE") or "9000"
+    if not re.fullmatch(r"[0-9]{4,5}", moved) or not 1024 <= int(moved) <= 65_529:
+        problems.append(f"PORT_BASE: {moved}: expected a number from 1024 to 65529")
     if problems:
         raise CannotServe("; ".join(problems))
     return Contract(
@@ -93,10 +111,17 @@ def read_contract(environment: Mapping[str, str], sagemaker: bool) -> Contract:
         environment.get("HEALTH_ROUTE") or base.health,
         environment.get("PREDICT_ROUTE") or base.predict,
         keys,
-        environment.get("METRICS") or base.metrics,
+        environment.get("METRICS") or told.get("metrics") or base.metrics,
         base.archives,
         int(grpc) if grpc else None,
+        told,
     )
+
+
+def _inner_ports(environment: Mapping[str, str]) -> Collection[int]:
+    """Those of TorchServe and of the gateway's exporter."""
+    base = environment.get("PORT_BASE") or ""
+    return (*range(int(base), int(base) + 5), int(base) + 6) if base.isdecimal() else INNER
 
 
 def _platform(told: Mapping[str, str], sagemaker: bool) -> Contract:
@@ -145,18 +170,17 @@ def prepare(contract: Contract, environment: Mapping[str, str], place: Path) -> 
     if recognition.is_model(store):
         models = [make_archive(store, environment, place)]
         store = place
-    told = _gateway(environment)
-    told["listen"] = f"0.0.0.0:{contract.port}"
-    told["keys"] = contract.keys
+    told = {**contract.gateway, "listen": f"0.0.0.0:{contract.port}", "keys": contract.keys}
     if contract.metrics:
         told["metrics"] = contract.metrics
     if contract.grpc:
         told["grpc"] = f"0.0.0.0:{contract.grpc}"
     for name in ("health", "predict"):
-        if path := getattr(contract, name):
-            told[name] = [*(told.get(name) or []), path]
+        beside = told.get(name) or []
+        if (path := getattr(contract, name)) and isinstance(beside, list):  # else it is refused as it stands
+            told[name] = [*beside, path]
     (place / "gateway.yaml").write_text(yaml.safe_dump(told))
-    command = ["--model-store", str(store), "--gateway", str(place / "gateway.yaml"), "--must-load"]
+    command = ["--model-store", str(store), "--gateway", str(place / "gateway.yaml")]
     if base := environment.get("PORT_BASE"):
         command += ["--port-base", base]
     else:
@@ -174,14 +198,14 @@ def _beside(place: Path) -> Path:
     return path
 
 
-def _gateway(environment: Mapping[str, str]) -> dict[str, Any]:
-    """The operator's own configuration of the gateway, which is judged when it is read."""
+def _gateway(environment: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
+    """The operator's own configuration of the gateway, which is judged when it is started; and what is wrong."""
     if not (path := environment.get("GATEWAY")):
-        return {}
+        return {}, []
     try:
-        return document_of(Path(path))
+        return document_of(Path(path)), []
     except CannotServe as err:
-        raise CannotServe(f"GATEWAY: {err}") from err
+        return {}, [f"GATEWAY: {err}"]
 
 
 def make_archive(model: Path, environment: Mapping[str, str], store: Path) -> str:
@@ -197,7 +221,14 @@ def make_archive(model: Path, environment: Mapping[str, str], store: Path) -> st
     command += ["--model-name", name, "--version", environment.get("MODEL_VERSION", "1.0")]
     command += ["--archive-format", "no-archive", "--export-path", str(store)]
     command += [f"--set={line}" for line in environment.get("SET", "").split()]
-    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    built = subprocess.run(
+        command,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=own_session,
+    )
     if built.returncode:
         said = [line.removeprefix("error: ") for line in built.stderr.splitlines() if line.strip()]
         raise CannotServe(f"{model}: " + "; ".join(said[-3:] or ["no archive could be made"]))

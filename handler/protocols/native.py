@@ -15,9 +15,10 @@ import orjson
 from handler.errors import BadRequest, InvalidRequest, UnsupportedMediaType
 from handler.protocols.protocol import About, Done, Model, Protocol, Teller
 from handler.request import Call, FormText
-from handler.rules import label, nearest
+from handler.rules import TEXT, label, nearest, optional
 from handler.wire import FORMS, JSON, Message, native_error
 
+ABOUT = {"model_name": TEXT, "request_id": optional(TEXT)}  # words about a request, by which nothing changes
 EXPECTED = 'expected a JSON object such as {"%s": "..."}, plain text, or a form'
 
 
@@ -29,12 +30,20 @@ def read(message: Message, document: Any, model: Model) -> Call:
     """
     field = model.field
     if message.fields:
-        return call(_form(message.fields, field), field)
+        return call(_without_words(_form(message.fields, field), field), field)
     if not message.body.strip():
         raise BadRequest(f"the body is empty; {EXPECTED % field}")
     if _kind(message) == "text":
         return Call(field, (_text(message.body),), True, {})
-    return call(read_json(message.body, field), field)
+    return call(_without_words(read_json(message.body, field), field), field)
+
+
+def _without_words(document: Mapping[str, Any], field: str) -> Mapping[str, Any]:
+    words = ABOUT.keys() & document.keys() - {field}
+    for name in sorted(words):
+        if not ABOUT[name].accepts(document[name]):
+            raise InvalidRequest(f"{name}: expected {ABOUT[name].expected}")
+    return {name: value for name, value in document.items() if name not in words} if words else document
 
 
 def write(task: Teller, done: Done, about: About) -> Any:

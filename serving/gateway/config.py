@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import ssl
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -21,6 +22,9 @@ LOCAL = "local"  # the TorchServe that was started beside the gateway
 PLATFORM = "platform"
 PUBLIC = ("listen", "grpc")  # what needs keys where others reach it
 EMBEDDERS = ("feature-extraction",)
+REQUESTS_PER_ADDRESS = 10_000  # in ten seconds
+CONNECTIONS_PER_ADDRESS = 1_000
+WILDCARDS = ("0.0.0.0", "::")
 
 
 ADDRESS = Rule(
@@ -28,6 +32,7 @@ ADDRESS = Rule(
     lambda v: isinstance(v, str) and bool(re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+):[0-9]{1,5}", v)),
 )
 FILE = Rule("a file that can be read", lambda v: isinstance(v, str) and Path(v).is_file())
+PEM = Rule("a PEM file with certificate and key", lambda v: FILE.accepts(v) and _is_pem(v))
 KEYS = Rule(
     "a file of keys, or `platform` where a platform in front asks for them",
     lambda v: v == PLATFORM or FILE.accepts(v),
@@ -99,11 +104,24 @@ class Limits:
     """What one client may do, and all together."""
 
     requests_per_key: int = key(integer(1, 10_000_000), "in ten seconds", 10_000)
-    requests_per_address: int = key(integer(1, 10_000_000), "in ten seconds", 10_000)
-    connections_per_address: int = key(integer(1, 1_000_000), "at a time", 1_000)
+    # None: behind a platform all clients have its address, and on loopback they share ours.
+    requests_per_address: int | None = key(
+        optional(integer(1, 10_000_000)),
+        "in ten seconds; 10000 where it is null, but none with `keys: platform` or on loopback",
+        None,
+    )
+    connections_per_address: int | None = key(
+        optional(integer(1, 1_000_000)),
+        "at a time; 1000 where it is null, but none with `keys: platform` or on loopback",
+        None,
+    )
     connections: int = key(integer(1, 1_000_000), "at a time, of all clients", 4_000)
     body_bytes: int = key(integer(1, 2**31 - 1), "of one request; TorchServe has a limit of its own", 6_553_500)
-    request_seconds: int = key(integer(1, 3_600), "for a request's headers, and again for its body", 30)
+    request_seconds: int = key(
+        integer(1, 3_600),
+        "for a request's headers, again for the first 64 KB of its body, and for who reads nothing",
+        30,
+    )
     queue: int = key(integer(0, 1_000_000), "requests that wait for a place, for each model", 100)
     queue_seconds: float = key(number(0.1, 3_600), "that one waits", 5.0)
 
@@ -116,7 +134,7 @@ class Gateway:
     metrics: str = key(ADDRESS, "where Prometheus is answered", "127.0.0.1:8083")
     grpc: str | None = key(optional(ADDRESS), "where the Open Inference Protocol over gRPC is answered", None)
     keys: str | None = key(optional(KEYS), "a file of keys, or `platform`; null on loopback only", None)
-    tls: str | None = key(optional(FILE), "a PEM file with certificate and key", None)
+    tls: str | None = key(optional(PEM), "what clients are shown, over TLS 1.2 or later; null is plain HTTP", None)
     health: Sequence[str] = key(PATHS, "more paths that tell whether every model is ready", ())
     predict: Sequence[str] = key(PATHS, "more paths that mean /predict", ())
     administration: bool = key(BOOLEAN, "whether administrators may load and unload models", False)
@@ -223,8 +241,19 @@ def _filled(document: Mapping[str, Any], beside: Server | None, archives: Sequen
     rest = {
         name: value for name, value in document.items() if name not in ("servers", "models", "routes", "limits")
     }
-    limits = Limits(**document.get("limits", {}))
-    return Gateway(**rest, servers=servers, models=models, routes=routes, limits=limits)
+    gateway = Gateway(**rest, servers=servers, models=models, routes=routes)
+    return replace(gateway, limits=_limits(Limits(**document.get("limits", {})), gateway))
+
+
+def _limits(told: Limits, gateway: Gateway) -> Limits:
+    """The limits, with those for an address where clients have addresses of their own."""
+    if gateway.keys == PLATFORM or is_loopback(gateway.listen):
+        return told
+    return replace(
+        told,
+        requests_per_address=told.requests_per_address or REQUESTS_PER_ADDRESS,
+        connections_per_address=told.connections_per_address or CONNECTIONS_PER_ADDRESS,
+    )
 
 
 def _first(archives: Sequence[Served], tasks: Sequence[str]) -> str | None:
@@ -232,13 +261,11 @@ def _first(archives: Sequence[Served], tasks: Sequence[str]) -> str | None:
 
 
 def _contradictions(gateway: Gateway) -> list[Problem]:
-    problems = [*_unusable(gateway)]
+    problems = [*_addresses(gateway), *_administration(gateway)]
     if not gateway.servers:
         problems.append(Problem("servers", "expected at least one, for none is started beside the gateway"))
     if not gateway.models:
         problems.append(Problem("models", "expected at least one"))
-    if gateway.administration and len(gateway.servers) > 1:
-        problems.append(Problem("administration", "expected false: there is more than one server", "true"))
     problems += _names_of_two(gateway.models)
     for route in fields(Routes):
         wanted = getattr(gateway.routes, route.name)
@@ -255,16 +282,27 @@ def _contradictions(gateway: Gateway) -> list[Problem]:
     return problems
 
 
-def _unusable(gateway: Gateway) -> Iterator[Problem]:
-    """Addresses where it cannot listen, or must not."""
+def _addresses(gateway: Gateway) -> Iterator[Problem]:
+    """Those where it cannot listen, or must not."""
+    before: dict[str, str] = {}
     for name, address in gateway.addresses.items():
         if not 0 < int(address.rpartition(":")[2]) < 65_536:
             yield Problem(name, "expected a port from 1 to 65535", address)
         if name in PUBLIC and gateway.keys is None and not is_loopback(address):
             reason = "is not a loopback address, so `keys` is needed: a file of keys, or `platform`"
             yield Problem(name, reason, address)
-    if gateway.grpc in (gateway.listen, gateway.metrics):  # HAProxy would share it out between the two
-        yield Problem("grpc", "expected an address of its own", gateway.grpc)
+        for other, taken in before.items():
+            if overlap(address, taken):
+                yield Problem(name, f"expected another port than that of `{other}`", address)
+        before[name] = address
+
+
+def _administration(gateway: Gateway) -> Iterator[Problem]:
+    if gateway.administration and len(gateway.servers) > 1:
+        yield Problem("administration", "expected false: there is more than one server", "true")
+    if gateway.administration and gateway.keys == PLATFORM:
+        reason = "expected false: with `keys: platform` whoever gets through it could unload models"
+        yield Problem("administration", reason, "true")
 
 
 def _names_of_two(models: Mapping[str, Model]) -> Iterator[Problem]:
@@ -303,6 +341,22 @@ def _variant(where: str, servers: Sequence[str] | None, gateway: Gateway) -> lis
 def _unknown(name: str, known: Mapping[str, object]) -> str:
     close = nearest(name, known)
     return f"expected one of {', '.join(known) or 'none'}" + (f"; did you mean {close}?" if close else "")
+
+
+def overlap(one: str, other: str) -> bool:
+    """Whether two addresses cannot be listened on at once."""
+    (host, _, port), (other_host, _, other_port) = one.rpartition(":"), other.rpartition(":")
+    hosts = {host.strip("[]"), other_host.strip("[]")}
+    return int(port) == int(other_port) and (len(hosts) == 1 or bool(hosts & set(WILDCARDS)))
+
+
+def _is_pem(path: str) -> bool:
+    """Whether a server could show it; a key with a password could not be asked for it."""
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(path, password="")
+    except (OSError, ValueError):  # ssl.SSLError is an OSError
+        return False
+    return True
 
 
 def is_loopback(address: str) -> bool:

@@ -138,12 +138,15 @@ class HAProxy:
         state = self._keys_state()
         if state is None or state == self._keys_seen:
             return
-        self._keys_seen = state
         try:
             replace_map(self.folder, "keys", render.keys_map(self.gateway))
             print("the keys have been read again", flush=True)
-        except (CannotServe, OSError) as err:
+        except OSError as err:
+            print(f"the keys stay as they were for a second: {err}", flush=True)
+            return  # the file may be right
+        except CannotServe as err:
             print(f"the keys stay as they were: {err}", flush=True)
+        self._keys_seen = state
 
 
 def find() -> str:
@@ -169,12 +172,24 @@ def ask(path: Path, command: str) -> str:
 
 
 def replace_map(folder: Path, name: str, lines: Iterable[str]) -> None:
-    """All of a map at once, while requests go on: what HAProxy calls a transaction."""
+    """All of a map at once, while requests go on: what HAProxy calls a transaction. Raises OSError."""
     path = folder / f"{name}.map"
     told = list(lines)
     answer = ask(folder / SOCKET, f"prepare map {path}")
     version = answer.rpartition(":")[2].strip()
-    for line in told:
-        ask(folder / SOCKET, f"add map @{version} {path} {line}")
-    ask(folder / SOCKET, f"commit map @{version} {path}")
+    if not version.isdigit():
+        raise OSError(f"HAProxy says {answer}")
+    try:
+        for line in told:
+            _tell(folder, f"add map @{version} {path} {line}")
+        _tell(folder, f"commit map @{version} {path}")
+    except OSError:
+        ask(folder / SOCKET, f"clear map @{version} {path}")
+        raise
     render.write_lines(path, told)
+
+
+def _tell(folder: Path, command: str) -> None:
+    """A command that is answered by nothing, or refused (management.txt, 9.3). Raises OSError."""
+    if said := ask(folder / SOCKET, command):
+        raise OSError(f"HAProxy says {said}")

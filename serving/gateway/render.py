@@ -12,7 +12,7 @@ import jinja2
 
 from serving.gateway import keys
 from serving.gateway.config import NAME, PLATFORM, Canary, Gateway, Model, Server
-from serving.gateway.routes import allow_map, calls_map, route_map, table
+from serving.gateway.routes import METHODS, calls_map, route_map, table
 
 TEMPLATE = Path(__file__).resolve().parent.parent.parent / "docker" / "gateway" / "haproxy.cfg.j2"
 CHECK_MS = 100  # how stale the readiness of a model may be
@@ -68,7 +68,6 @@ def write(gateway: Gateway, folder: Path) -> Path:
     rows = table(gateway)
     maps = {
         "routes": route_map(rows),
-        "allow": allow_map(rows),
         "calls": calls_map(),
         "models": models_map(gateway),
         "names": names_map(gateway),
@@ -109,7 +108,9 @@ def haproxy_configuration(gateway: Gateway, folder: Path) -> str:
         errors=ERRORS,
         check_ms=CHECK_MS,
         threads=max(1, (os.cpu_count() or 1) // 8),  # one does thousands a second; the cores are the models'
-        client_seconds=max(variant.seconds for variant in every),
+        methods=METHODS,
+        in_flight=DEFAULT_IN_FLIGHT,
+        server_seconds=max(variant.seconds for variant in every),
         hard_stop_seconds=3600,
         name=NAME,
         host=lambda address: address.rpartition(":")[0],

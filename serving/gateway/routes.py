@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from serving.gateway.config import NAME, Gateway
 
 INFERENCE, ADMINISTRATION, OPEN = "inference", "administration", "open"  # scopes; open ones need no key
+METHODS = ("GET", "HEAD", "POST", "DELETE")  # that there are
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,9 @@ ROUTES = (
     # Whether it is well. No key: those who ask are load balancers.
     Route("live", "GET", "/livez", scope=OPEN),
     Route("live", "GET", "/v2/health/live", scope=OPEN),
-    Route("ready", "GET", "/health|/ping|/readyz|/v2/health/ready", scope=OPEN),
-    Route("model-ready", "GET", "/v2/models/(MODEL)(?:/versions/VERSION)?/ready", r"\1", scope=OPEN),
+    Route("ready", "GET", "/|/health|/ping|/readyz|/v2/health/ready", scope=OPEN),
+    Route("model-ready", "GET", "/v2/models/(MODEL)/ready", r"\1", scope=OPEN),
+    Route("model-ready", "GET", "/v2/models/(MODEL)/versions/(VERSION)/ready", r"\1/\2", scope=OPEN),
     # The seeds' routes, SageMaker's, and Hugging Face's.
     Route("predict", "POST", "/|/predict|/invocations", "@predict"),
     Route("predict", "POST", "/generate", "@generate"),
@@ -88,15 +90,6 @@ def route_map(routes: Sequence[Route]) -> Iterator[str]:
     for route in routes:
         method = "(?:GET|HEAD)" if route.scope == OPEN else route.method
         yield f"^{method}:(?:{_pattern(route.path)})$ {route.kind}|{route.model}|{route.rest}|{route.scope}"
-
-
-def allow_map(routes: Sequence[Route]) -> Iterator[str]:
-    """Lines of a HAProxy map: a path as a regular expression -> the methods that it has."""
-    methods: dict[str, list[str]] = {}
-    for route in routes:
-        methods.setdefault(route.path, []).append(route.method)
-    for path, allowed in methods.items():
-        yield f"^(?:{_pattern(path)})$ {','.join(allowed)}"
 
 
 def calls_map() -> Iterator[str]:

@@ -189,6 +189,7 @@ def test_the_runtime_is_confined_and_reads_where_kserve_mounts():
     assert {"/tmp"} <= {mount["mountPath"] for mount in container["volumeMounts"]}
     mounts = {mount["name"] for mount in container["volumeMounts"]}
     assert mounts == {volume["name"] for volume in RUNTIME["spec"]["volumes"]}
+    assert {"name": "MODEL_NAME", "value": "{{.Name}}"} in container["env"]  # KServe fills it in
     service = yaml.safe_load((DOCKER / "kserve" / "inference-service.yaml").read_text())
     assert service["spec"]["predictor"]["model"]["runtime"] == RUNTIME["metadata"]["name"]
 

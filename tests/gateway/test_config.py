@@ -23,10 +23,11 @@ from serving.errors import CannotServe
 from serving.gateway import grpc_front, keys, render
 from serving.gateway.config import LOCAL, Canary, Gateway, Limits, Model, Routes, Server, is_loopback, read
 from serving.gateway.haproxy import HAProxy, find
-from serving.gateway.routes import CALLS, allow_map, table
+from serving.gateway.routes import CALLS, METHODS, route_map, table
 from serving.open_inference import OpenInference
 from serving.ports import free_ports
 
+ROOT = Path(__file__).resolve().parent.parent.parent
 BESIDE = Server("127.0.0.1:8080", "127.0.0.1:8081")
 ARCHIVES = [
     Served("tiny", "1.0", {"handler": {"task": "text-classification"}, "jobQueueSize": 50}),
@@ -114,9 +115,14 @@ def test_a_configuration_that_is_no_mapping_is_one_line(tmp_path):
         ("grpc: 0.0.0.0:8001", "grpc: 0.0.0.0:8001: is not a loopback address, so `keys` is needed"),
         ("grpc: '8001'", "grpc: '8001': expected HOST:PORT, or null"),
         ("grpc: 127.0.0.1:0", "grpc: 127.0.0.1:0: expected a port"),
-        ("grpc: 127.0.0.1:8000", "grpc: 127.0.0.1:8000: expected an address of its own"),
+        ("grpc: 127.0.0.1:8000", "grpc: 127.0.0.1:8000: expected another port than that of `listen`"),
         ("keys: absent", "keys: 'absent': expected a file of keys"),
-        ("tls: absent.pem", "tls: 'absent.pem': expected a file that can be read"),
+        ("tls: absent.pem", "tls: 'absent.pem': expected a PEM file with certificate and key"),
+        (f"tls: {__file__}", "expected a PEM file with certificate and key"),
+        ("listen: 127.0.0.1:8000\nmetrics: 0.0.0.0:8000", "metrics: 0.0.0.0:8000: expected another port than"),
+        ("metrics: 127.0.0.1:8000", "metrics: 127.0.0.1:8000: expected another port than"),
+        ("health: 5", "health: 5: expected a list of paths"),
+        ("administration: true\nkeys: platform", "administration: true: expected false: with `keys: platform`"),
         (
             "routes: {predict: tinny}",
             "routes.predict: 'tinny': expected one of tiny, chat, embed; did you mean tiny?",
@@ -149,6 +155,23 @@ def test_a_wrong_setting_is_named(told, text, says):
     with pytest.raises(CannotServe) as refused:
         told(text)
     assert says in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "requests", "connections"),
+    [
+        ("{}", None, None),
+        ("listen: 0.0.0.0:8000\nkeys: platform", None, None),
+        ("listen: 0.0.0.0:8000\nkeys: KEYS", 10_000, 1_000),
+        ("limits: {requests_per_address: 7}", 7, None),
+        ("listen: 0.0.0.0:8000\nkeys: platform\nlimits: {connections_per_address: 7}", None, 7),
+        ("listen: 0.0.0.0:8000\nkeys: KEYS\nlimits: {connections_per_address: 7}", 10_000, 7),
+    ],
+)
+def test_an_address_is_bound_where_it_is_one_clients(told, tmp_path, text, requests, connections):
+    (tmp_path / "keys").write_text(f"{keys.new('ann', 'inference')[1]}\n")
+    limits = told(text.replace("KEYS", str(tmp_path / "keys"))).limits
+    assert (limits.requests_per_address, limits.connections_per_address) == (requests, connections)
 
 
 def test_all_wrong_settings_are_named_at_once(told):
@@ -197,6 +220,30 @@ def test_haproxy_takes_what_is_written(told, tmp_path, text):
     )
     assert judged.returncode == 0, judged.stderr
     assert "WARNING" not in judged.stderr
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_server_does_not_start_with_a_wrong_file(tmp_path, wrapped):
+    """One line that names the setting, and no Java."""
+    with zipfile.ZipFile(tmp_path / "tiny.mar", "w") as archive:
+        archive.writestr(MANIFEST, json.dumps({"model": {"modelName": "tiny", "modelVersion": "1.0"}}))
+    wrong = {
+        "models: {tiny: {canary: {weight: 300}}}": "models.tiny.canary.weight: 300",
+        "listen: 0.0.0.0:8000": "listen: 0.0.0.0:8000",
+        "routes: {predict: tinny}": "routes.predict: 'tinny'",
+        "listen: 127.0.0.1:7070": "listen: 127.0.0.1:7070",
+    }
+    program = [ROOT / "scripts" / "serve.sh"] if wrapped else [sys.executable, "-m", "serving"]
+    started = {}
+    for number, text in enumerate(list(wrong)[: 1 if wrapped else None]):
+        (tmp_path / f"{number}.yaml").write_text(text)
+        command = [*program, "--model-store", tmp_path, "--gateway", tmp_path / f"{number}.yaml"]
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        started[text] = subprocess.Popen(list(map(str, command)), cwd=ROOT, **streams)
+    for text, process in started.items():
+        said, _ = process.communicate(timeout=60)
+        assert process.returncode == 1 and said.startswith("error: ") and said.count("\n") == 1, said
+        assert f".yaml: {wrong[text]}: expected" in said or f"{wrong[text]}: is not a loopback" in said
 
 
 # -- keys
@@ -259,9 +306,13 @@ def test_the_guide_names_every_path_and_no_other():
     section = GUIDE.partition("## Paths")[2].partition("Everything else")[0]
     named = [path.partition("?")[0].replace("...", "completions") for path in re.findall(r"`(/[^`]*)`", section)]
     gateway = dataclasses.replace(read(None, BESIDE, ARCHIVES), administration=True)
-    patterns = [line.rpartition(" ")[0] for line in allow_map(table(gateway))]
-    assert not [path for path in named if not any(re.search(pattern, path) for pattern in patterns)]
-    assert not [pattern for pattern in patterns if not any(re.search(pattern, path) for path in named)]
+    patterns = [line.rpartition(" ")[0] for line in route_map(table(gateway))]
+
+    def leads(path, pattern):
+        return any(re.search(pattern, f"{method}:{path}") for method in METHODS)
+
+    assert not [path for path in named if not any(leads(path, pattern) for pattern in patterns)]
+    assert not [pattern for pattern in patterns if not any(leads(path, pattern) for path in named)]
 
 
 def test_grpcs_methods_are_those_of_the_front():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import subprocess
@@ -13,8 +12,10 @@ import pytest
 import yaml
 
 from serving import container, recognition
+from serving.archives import Served
 from serving.container import Contract, prepare, read_contract
 from serving.errors import CannotServe
+from serving.gateway.config import Server, read
 
 
 @pytest.fixture
@@ -73,6 +74,25 @@ def test_everything_that_is_wrong_is_said_at_once(mounted):
     assert "PORT: 99999" in said and "KEYS: is missing" in said and "MODEL_DIR: /nowhere" in said
 
 
+@pytest.mark.parametrize(
+    ("told", "says"),
+    [
+        ({"DRAIN_SECONDS": "abc"}, "DRAIN_SECONDS: abc: expected a number of seconds"),
+        ({"DRAIN_SECONDS": "-1"}, "DRAIN_SECONDS: -1: expected"),
+        ({"PORT_BASE": "abc"}, "PORT_BASE: abc: expected a number from 1024 to 65529"),
+        ({"PORT_BASE": "80"}, "PORT_BASE: 80: expected"),
+        ({"PORT": "8081"}, "PORT: 8081: expected another one"),
+        ({"PORT": "7070"}, "PORT: 7070: expected another one"),
+        ({"PORT": "9003", "PORT_BASE": "9000"}, "PORT: 9003: expected another one"),
+        ({"GATEWAY": "/nowhere.yaml"}, "GATEWAY: /nowhere.yaml cannot be read"),
+    ],
+)
+def test_a_wrong_variable_is_named(mounted, told, says):
+    with pytest.raises(CannotServe) as refused:
+        read_contract({"MODEL_DIR": str(mounted), **told}, True)
+    assert str(refused.value).startswith(says) and ";" not in str(refused.value)
+
+
 def test_a_mounted_model_is_served_without_copying_a_byte(tiny, tmp_path):
     contract = Contract(tiny["text-classification"] / "model", 8081, "/h", None, "platform")
     command = prepare(contract, {"MODEL_NAME": "film", "SET": "batchSize=8 handler.max_tokens=16"}, tmp_path)
@@ -88,13 +108,41 @@ def test_a_mounted_model_is_served_without_copying_a_byte(tiny, tmp_path):
 def test_the_operators_own_gateway_goes_on_counting(tmp_path):
     (tmp_path / "own.yaml").write_text("limits: {queue: 7}\nhealth: [/a]\nlisten: 127.0.0.1:1")
     (tmp_path / "place").mkdir()
-    contract = Contract(tmp_path, 8081, "/h", "/p", "platform")
-    prepare(contract, {"GATEWAY": str(tmp_path / "own.yaml")}, tmp_path / "place")
+    asked = {"HEALTH_ROUTE": "/h", "PREDICT_ROUTE": "/p", "KEYS": "platform", "PORT": "8088"}
+    asked |= {"MODEL_DIR": str(tmp_path), "GATEWAY": str(tmp_path / "own.yaml")}
+    prepare(read_contract(asked, False), asked, tmp_path / "place")
     told = yaml.safe_load((tmp_path / "place" / "gateway.yaml").read_text())
     assert told["limits"] == {"queue": 7} and told["health"] == ["/a", "/h"] and told["predict"] == ["/p"]
-    assert told["listen"] == "0.0.0.0:8081" and "grpc" not in told
-    prepare(dataclasses.replace(contract, grpc=8001), {}, tmp_path / "place")
+    assert told["listen"] == "0.0.0.0:8088" and "grpc" not in told
+    asked["GRPC_PORT"] = "8001"
+    prepare(read_contract(asked, False), asked, tmp_path / "place")
     assert yaml.safe_load((tmp_path / "place" / "gateway.yaml").read_text())["grpc"] == "0.0.0.0:8001"
+
+
+@pytest.mark.parametrize(
+    ("variable", "file", "sagemaker", "counts"),
+    [
+        (None, "mine", True, "mine"),
+        (None, "mine", False, "mine"),
+        ("platform", "mine", True, "platform"),
+        (None, None, True, "platform"),
+    ],
+)
+def test_keys_are_the_operators_then_the_files_then_the_platforms(mounted, variable, file, sagemaker, counts):
+    (mounted / "own.yaml").write_text(json.dumps({"keys": file} if file else {}))
+    asked = {"MODEL_DIR": str(mounted), "GATEWAY": str(mounted / "own.yaml"), "KEYS": variable or ""}
+    contract = read_contract(asked, sagemaker)
+    (mounted / "place").mkdir()
+    prepare(contract, asked, mounted / "place")
+    assert yaml.safe_load((mounted / "place" / "gateway.yaml").read_text())["keys"] == counts
+
+
+def test_paths_that_are_no_list_are_told_of_by_name(mounted):
+    (mounted / "own.yaml").write_text("health: 5")
+    asked = {"MODEL_DIR": str(mounted), "GATEWAY": str(mounted / "own.yaml"), "HEALTH_ROUTE": "/h"}
+    prepare(read_contract(asked, True), asked, mounted)
+    with pytest.raises(CannotServe, match="health: 5: expected a list of paths"):
+        read(mounted / "gateway.yaml", Server("127.0.0.1:8084", "127.0.0.1:8081"), [Served("a", "1", {})])
 
 
 @pytest.mark.parametrize(
@@ -103,7 +151,6 @@ def test_the_operators_own_gateway_goes_on_counting(tmp_path):
         ({"RECIPE": "nothing"}, "RECIPE: nothing: expected a directory, or one of .*sentiment"),
         ({"TASK": "nothing"}, "task"),
         ({"SET": "handler.max_tokenz=3"}, "max_tokenz.*did you mean"),
-        ({"GATEWAY": "/nowhere.yaml"}, "GATEWAY: /nowhere.yaml cannot be read"),
     ],
 )
 def test_what_cannot_be_prepared_is_one_line(tiny, tmp_path, environment, says):

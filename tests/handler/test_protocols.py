@@ -677,3 +677,20 @@ def test_one_label_is_a_list_of_one(services):
     }
     found = columns(good(services["zero-shot-classification"], frames.ask(asked)))
     assert found["label"] == ["film, battery"] and found["scores"].shape == (1, 1)
+
+
+@pytest.mark.parametrize("task", scenarios.TASKS)
+def test_words_about_a_request_change_nothing(services, task):
+    """The seeds' PredictRequest and InferenceRequest have them."""
+    plain = good(services[task], spoken.native(task))
+    worded = good(services[task], spoken.native(task, model_name="default", request_id=None))
+    assert {**plain, "inference_time_ms": 0} == {**worded, "inference_time_ms": 0}
+
+
+def test_words_about_a_request_are_judged(services):
+    service = services["text-classification"]
+    fields = {"text": b"a", "model_name": b"default", "request_id": b"7"}
+    assert good(service, frames.form(fields))["label"]
+    for wrong in ({"model_name": None}, {"model_name": 5}, {"request_id": 5}):
+        status, answered = ask(service, frames.ask({"text": "a", **wrong}))
+        assert status == 422 and answered["error"]["message"].startswith(f"{next(iter(wrong))}: expected a string")

@@ -170,6 +170,28 @@ def test_a_model_that_does_not_load_ends_it(model):
     assert "given up on a model's worker" in here.output and "max_tokens is 65" in here.output
 
 
+def test_a_stop_is_heard_before_anything_is_served(model):
+    """As the process with id 1 it would not be without a handler, until the platform kills it."""
+
+    def handles_it(here):
+        status = Path(f"/proc/{here.process.pid}/status").read_text()
+        return int(status.partition("SigCgt:")[2].split()[0], 16) >> (signal.SIGTERM - 1) & 1
+
+    def makes_the_archive(here):
+        return any("archiver" in process.cmdline() for process in here.family())
+
+    for moment in (handles_it, makes_the_archive):
+        with Container({"repository": model}, KEYS="platform") as here:
+            while not moment(here):
+                assert here.process.poll() is None
+            family = here.family()
+            asked = time.monotonic()
+            here.stop()
+            assert here.status == 0 and time.monotonic() - asked < 3
+            assert not psutil.wait_procs(family, timeout=1)[1]
+            assert os.listdir(here.temp.name) == [here.log.name]
+
+
 def test_without_keys_it_does_not_start(model):
     with Container({"repository": model}) as here:
         assert here.process.wait(60) == 1

@@ -111,6 +111,14 @@ def test_health_needs_no_key(server, path):
     assert requests.head(server.gateway_url + path, timeout=5).status_code == 200
 
 
+def test_the_seeds_requests_to_classify(ask, server):
+    """PredictRequest, InferenceRequest, and curl with nothing but a host."""
+    found = ask("/predict", {"texts": ["a film", "b"], "model_name": "default"}).json()
+    assert len(found["predictions"]) == 2
+    assert ask("/predict", {"text": "a", "request_id": "7"}).json()["label"]
+    assert requests.get(f"{server.gateway_url}/", timeout=5).status_code == 200
+
+
 def test_the_seeds_way_to_generate(ask):
     answer = ask("/generate", {"prompt": "a", "max_new_tokens": 4}).json()
     assert answer["output_token_count"] <= 4 and "response" in answer
@@ -223,11 +231,11 @@ def test_nothing_else_gets_through(server, tokens, method, path, status):
     assert status_of(raw(server, head.encode() + b"\r\n\r\n" + body)) == status
 
 
-def raw(server, data: bytes) -> bytes:
+def raw(server, data: bytes, seconds: float = 1) -> bytes:
     """What comes back for these very bytes, until the gateway closes or is silent for a while."""
     with socket.create_connection(("127.0.0.1", server.port_base + 5), timeout=10) as connection:
         connection.sendall(data)
-        connection.settimeout(1)
+        connection.settimeout(seconds)
         answer = b""
         try:
             while piece := connection.recv(65536):
@@ -296,6 +304,11 @@ def test_bodies_that_are_not_taken(server, tokens, headers, status):
     assert status_of(raw(server, head.encode())) == status
 
 
+def test_headers_are_refused_before_netty_breaks_off(ask):
+    told = [ask("/predict", TEXT, a="a" * size).status_code for size in (7_000, *range(7_500, 8_200, 20), 10_000)]
+    assert set(told) == {200, 431} and told == sorted(told)
+
+
 # -- keys
 
 
@@ -307,20 +320,24 @@ def test_who_may_do_what(server, ask):
     assert {model["modelName"] for model in ask("/models", who="root").json()["models"]} == {"tiny", "chat"}
 
 
-def test_administrators_load_and_unload(ask, store):
+def test_administrators_load_and_unload(server, ask, tokens):
     assert ask("/models/more/load", {}, who="ann").status_code == 403
     assert ask("/models/more/load?model_path=../x.mar", {}, who="root").status_code == 400
     assert ask("/models/more/load?model_path=tiny.mar&x=y", {}, who="root").status_code == 400
     assert ask("/models/more/load", {}, who="root").status_code == 400
-    loaded = ask("/models/more/load?model_path=tiny.mar", {}, who="root")
-    assert loaded.status_code == 200, loaded.text
+    head = (
+        f"POST /models/more/load?model_path=tiny.mar HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {tokens['root']}"
+    )
+    loaded = raw(server, f"{head}\r\nConnection: close\r\n\r\n".encode(), 60)  # as `curl -X POST` does
+    assert status_of(loaded) == 200, loaded
     assert ask("/predictions/more", TEXT).json()["label"]
     assert ask("/models/more", method="DELETE", who="root").status_code == 200
     assert ask("/predictions/more", TEXT).status_code == 404
 
 
 def test_keys_change_while_requests_go_on(server, ask, tokens):
-    load = Load(f"{server.gateway_url}/health", 1, keep_alive=True, body=None)
+    headers = {"Authorization": f"Bearer {tokens['ann']}"}
+    load = Load(f"{server.gateway_url}/predict", 1, keep_alive=True, body=TEXT, headers=headers)
     before = tokens["file"].read_text()
     token, line = keys.new("late", "inference")
     try:
@@ -335,7 +352,8 @@ def test_keys_change_while_requests_go_on(server, ask, tokens):
         assert ask("/predict", TEXT).status_code == 200
     finally:
         tokens["file"].write_text(before)
-        load.end()
+        outcomes = load.end()
+    assert set(outcomes) == {"200"}, outcomes
 
 
 def wait_for(holds, seconds=20):
@@ -543,7 +561,11 @@ def test_limits(store, tmp_path):
     with Serving(store, ["tiny.mar"], "--gateway", told) as server:
         url = f"{server.gateway_url}/predict"
         with ThreadPoolExecutor(24) as threads:
-            answers = [one.result() for one in [threads.submit(requests.post, url, json=TEXTS) for _ in range(24)]]
+            asked = [threads.submit(requests.post, url, json=TEXTS) for _ in range(24)]
+            while not all(one.done() for one in asked):
+                assert server.health() == 200
+                time.sleep(0.05)
+            answers = [one.result() for one in asked]
         statuses = Counter(answer.status_code for answer in answers)
         assert set(statuses) == {200, 503} and statuses[200] >= 3, statuses
         refused = next(answer for answer in answers if answer.status_code == 503)

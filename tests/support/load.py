@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from collections.abc import Mapping
 
 import requests
 
@@ -18,11 +19,20 @@ class Load:
         clients: how many.
         keep_alive: whether each has a connection.
         body: what they post.
+        headers: what they say with it.
     """
 
-    def __init__(self, url: str, clients: int, keep_alive: bool, body: object = TEXTS) -> None:
+    def __init__(
+        self,
+        url: str,
+        clients: int,
+        keep_alive: bool,
+        body: object = TEXTS,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         self.url = url
         self.body = body
+        self.headers = headers
         self.ended = False
         self.keep_alive = keep_alive
         self.outcomes: Counter[str] = Counter()
@@ -36,7 +46,7 @@ class Load:
         while not self.ended:
             try:
                 client = session if self.keep_alive else requests
-                status = client.post(self.url, json=self.body, timeout=60).status_code
+                status = client.post(self.url, json=self.body, headers=self.headers, timeout=60).status_code
             except requests.ConnectionError as err:
                 self.outcomes["refused" if "refused" in str(err) else f"lost: {err}"] += 1
                 return

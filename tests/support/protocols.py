@@ -27,9 +27,9 @@ GOOD: Mapping[str, tuple[str, Sequence[str], Mapping[str, Any]]] = {
 }
 
 
-def native(task: str) -> frames.Request:
+def native(task: str, **more: Any) -> frames.Request:
     field, inputs, beside = GOOD[task]
-    return frames.ask({field + "s": list(inputs), **beside})
+    return frames.ask({field + "s": list(inputs), **beside, **more})
 
 
 def hugging_face(task: str) -> frames.Request:

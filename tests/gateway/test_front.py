@@ -1,0 +1,355 @@
+"""HAProxy as the template tells it, in front of what answers like TorchServe: limits, headers, log, maps."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import requests
+
+from serving.gateway import haproxy, keys, render
+from tests.support.behind import front
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+@pytest.fixture(scope="module")
+def plain():
+    """A gateway without keys, with all that it may have beside."""
+    told = {
+        "administration": True,
+        "models": {"tiny": {"canary": {"version": "2.0", "weight": 0}}},
+        "limits": {"request_seconds": 1},
+    }
+    with front(told) as running:
+        yield running
+
+
+def raw(running, data, seconds=1.0):
+    """What comes back for these very bytes, until the gateway closes or is silent for a while."""
+    with socket.create_connection(("127.0.0.1", running.port), timeout=10) as connection:
+        connection.sendall(data)
+        connection.settimeout(seconds)
+        answer = b""
+        try:
+            while piece := connection.recv(65536):
+                answer += piece
+        except TimeoutError:
+            pass
+        return answer
+
+
+def status_of(answer):
+    return int(answer.split(b" ", 2)[1])
+
+
+def wait_for(holds, seconds=10):
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+# -- what is no request
+
+
+CLOSE = b"Host: a\r\nConnection: close\r\n"
+BODY = b"Content-Length: 2\r\n\r\n{}"
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (b"GET /v2/models/tiny HTTP/1.1\r\n" + CLOSE + BODY, 400),
+        (b"DELETE /models/tiny HTTP/1.1\r\n" + CLOSE + BODY, 400),
+        (b"HEAD /health HTTP/1.1\r\n" + CLOSE + BODY, 400),
+        (b"GET /models HTTP/1.1\r\n" + CLOSE + b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n", 400),
+        (b"GET /models HTTP/1.1\r\n" + CLOSE + b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
+        (b"GET /v2/models/tiny/ready HTTP/1.1\r\n" + CLOSE + b"Content-Length: 0\r\n\r\n", 200),
+        (b"POST /predict HTTP/1.1\r\n" + CLOSE + b"X: a\r\n b\r\n" + BODY, 200),  # obs-fold: one line behind it
+        (b"POST /predict HTTP/1.1\nHost: a\nConnection: close\nContent-Length: 2\n\n{}", 200),  # RFC 9112, 2.2
+        (b"POST http://a/predict HTTP/1.1\r\n" + CLOSE + BODY, 200),
+        (b"POST http://b/predict HTTP/1.1\r\n" + CLOSE + BODY, 400),
+        (b"POST http://a/models/tiny/../x HTTP/1.1\r\n" + CLOSE + BODY, 404),
+        (b"OPTIONS * HTTP/1.1\r\n" + CLOSE + b"\r\n", 404),
+        (b"CONNECT a:80 HTTP/1.1\r\nHost: a:80\r\n\r\n", 404),
+        (b"TRACE /predict HTTP/1.1\r\n" + CLOSE + b"\r\n", 405),
+        (b"POST /predictions%5ctiny HTTP/1.1\r\n" + CLOSE + BODY, 404),
+        (b"POST /predictions\\tiny HTTP/1.1\r\n" + CLOSE + BODY, 404),
+        (b"GET /models/tiny?customized=true HTTP/1.1\r\n" + CLOSE + b"\r\n", 400),
+        (b"POST /predict HTTP/1.1\r\n" + CLOSE + b"A: " + b"a" * 10_000 + b"\r\n" + BODY, 431),
+        (b"POST /predict HTTP/1.1\r\n" + CLOSE + b"A: " + b"a" * 7_500 + b"\r\n" + BODY, 200),
+    ],
+)
+def test_odd_requests(plain, request_, status):
+    before = len(plain.behind["local"].seen)
+    answer = raw(plain, request_)
+    assert status_of(answer) == status and answer.count(b"HTTP/1.1 ") == 1
+    seen = plain.behind["local"].seen[before:]
+    predicts = status == 200 and request_.startswith(b"POST")
+    assert [one.path for one in seen] == ["/predictions/tiny/1.0"] * predicts
+    assert not any("\n" in value or one.body != b"{}" for one in seen for value in one.headers.values())
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("DELETE", "/", "GET, HEAD, POST"),
+        ("DELETE", "/health", "GET, HEAD"),
+        ("GET", "/predict", "POST"),
+        ("PUT", "/models/tiny", "GET, DELETE"),
+        ("PUT", "/predictions/tiny/1.0/v1/models", "GET, POST"),
+    ],
+)
+def test_allow_names_every_method_of_a_path(plain, method, path, allowed):
+    refused = requests.request(method, plain.url + path, timeout=5)
+    assert (refused.status_code, refused.headers["Allow"]) == (405, allowed)
+
+
+def test_the_root_answers_as_readiness_does(plain):
+    assert plain.get("/").json() == {"status": "ready", "ready": True}
+    assert plain.post("/").status_code == 200
+
+
+def test_a_version_has_a_readiness_of_its_own(plain):
+    assert plain.get("/v2/models/tiny/versions/2.0/ready").json() == {"name": "tiny", "ready": True}
+    assert plain.get("/v2/models/tiny/versions/3.0/ready").status_code == 404
+
+
+def test_no_model_is_ready_before_all_are(plain):
+    paths = ("/", "/health", "/v1/models/tiny", "/v2/models/tiny/ready", "/v2/models/tiny/versions/1.0/ready")
+    assert [plain.get(path).status_code for path in paths] == [200] * 5
+    try:
+        plain.haproxy.tell_state("stopping")
+        assert [plain.get(path).status_code for path in paths] == [503] * 5
+    finally:
+        plain.haproxy.tell_state("ready")
+
+
+def test_a_load_needs_no_body(plain):
+    head = b"POST /models/more/load?model_path=a.mar HTTP/1.1\r\n" + CLOSE
+    assert status_of(raw(plain, head + b"\r\n")) == 200
+    assert plain.behind["local"].seen[-1].path.startswith("/models?url=a.mar&model_name=more&")
+    assert status_of(raw(plain, head + b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n")) == 411
+
+
+# -- time
+
+
+def test_slow_headers_and_slow_bodies(plain):
+    head = b"POST /predict HTTP/1.1\r\nHost: a\r\n"
+    assert status_of(raw(plain, head, 5)) == 408
+    assert status_of(raw(plain, head + b"Content-Length: 100\r\n\r\n{", 5)) == 408
+
+
+def test_who_waits_for_a_slow_answer_is_not_cut_off(plain):
+    """HAProxy's `timeout client` is for who does not read: here it is one second."""
+    slow, big = {"wait": 2.5}, {"wait": 2.5, "text": "a" * 200_000}
+    paused = {"pieces": 2, "pause": 1.5}
+    with ThreadPoolExecutor(3) as threads:
+        answers = list(threads.map(lambda asked: plain.post(document=asked), (slow, big, paused)))
+    assert [answer.status_code for answer in answers] == [200] * 3 and answers[2].text == "aa"
+
+
+def test_who_stops_reading_is_cut_off(plain):
+    body = b'{"pieces": 40, "size": 1000000}'
+    head = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body)
+    with socket.create_connection(("127.0.0.1", plain.port)) as connection:
+        connection.sendall(head + body)
+        before = len(plain.output())
+        wait_for(lambda: '"end":"cD"' in plain.output()[before:], 5)
+
+
+def test_a_long_body_has_the_models_time_between_two_pieces(tmp_path):
+    with front({"models": {"tiny": {"seconds": 1}}}) as running:
+        head = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: 200000\r\n\r\n"
+        assert status_of(raw(running, head + b"{" * 120_000, 5)) == 504
+
+
+# -- limits
+
+
+def test_silent_connections_of_an_address_are_bound():
+    with front({"limits": {"connections_per_address": 5}}) as running:
+
+        def connected():
+            return running.haproxy.ask("show table connections").partition("conn_cur=")[2]
+
+        silent = [socket.create_connection(("127.0.0.1", running.port)) for _ in range(5)]
+        wait_for(lambda: connected() == "5")
+        with pytest.raises(requests.ConnectionError):
+            running.get("/health")
+        for connection in silent:
+            connection.close()
+        wait_for(lambda: connected() == "0")
+        assert running.get("/health").status_code == 200
+
+
+def test_requests_with_a_key_are_bound(tmp_path):
+    made = {name: keys.new(name, "inference") for name in ("ann", "bob")}
+    (tmp_path / "keys").write_text("".join(f"{line}\n" for _, line in made.values()))
+    with front({"keys": str(tmp_path / "keys"), "limits": {"requests_per_key": 10}}) as running:
+
+        def ask(name):
+            headers = {"Authorization": f"Bearer {made[name][0]}"}
+            return running.post(headers=headers)
+
+        answers = [ask("ann") for _ in range(12)]
+        assert [answer.status_code for answer in answers] == [200] * 10 + [429] * 2
+        assert answers[-1].headers["Retry-After"] == "10" and ask("bob").status_code == 200
+        seen = running.behind["local"].seen
+        assert len(seen) == 11 and not any(one.headers["Authorization"] for one in seen)
+
+
+def test_a_model_that_was_loaded_has_a_bound_too(monkeypatch):
+    monkeypatch.setattr(render, "DEFAULT_IN_FLIGHT", 1)
+    with front({"administration": True, "limits": {"queue": 1}}) as running, ThreadPoolExecutor(6) as threads:
+        asked = [threads.submit(running.post, "/predictions/more", {"wait": 1}) for _ in range(6)]
+        assert {running.get("/health").status_code for _ in range(20)} == {200}
+        statuses = Counter(one.result().status_code for one in asked)
+    assert set(statuses) == {200, 503} and statuses[503] >= 3
+    refused = next(one.result() for one in asked if one.result().status_code == 503)
+    assert refused.headers["Retry-After"] == "1"
+
+
+# -- canaries
+
+
+def test_a_canary_gets_its_share(plain):
+    plain.haproxy.ask(f"set map {plain.haproxy.folder}/canary.map m.tiny 10")
+    with requests.Session() as session:
+        told = [session.post(f"{plain.url}/predict", json={}).headers["x-model-version"] for _ in range(300)]
+    plain.haproxy.ask(f"set map {plain.haproxy.folder}/canary.map m.tiny 0")
+    assert 5 <= told.count("2.0") <= 60  # 30, give or take five sigma
+
+
+def test_a_canary_on_another_server_that_dies():
+    told = {"models": {"tiny": {"servers": ["local"], "canary": {"servers": ["second"], "weight": 100}}}}
+    with front(told, ["second"]) as running:
+        up = running.haproxy.folder / "haproxy.cfg"
+        assert "backend m.tiny.canary" in up.read_text()
+        wait_for(lambda: running.post().json()["server"] == "second")
+        assert running.get("/health").status_code == 200
+        running.behind["second"].ready = False
+        wait_for(lambda: running.post().json()["server"] == "local")
+        assert running.get("/health").status_code == 200
+        running.behind["second"].ready = True
+        wait_for(lambda: running.post().json()["server"] == "second")
+
+
+# -- what is seen
+
+
+@pytest.mark.parametrize(
+    ("headers", "kept"),
+    [
+        ({"traceparent": TRACE, "tracestate": "a=b"}, TRACE),
+        ({"traceparent": TRACE.upper(), "tracestate": "a=b"}, None),
+        ({"traceparent": f"{TRACE}, {TRACE}", "tracestate": "a=b"}, None),
+        ({"traceparent": '00-"', "tracestate": "a=b"}, None),
+        ({"tracestate": "a=b"}, None),
+    ],
+)
+def test_a_trace_goes_on_if_it_is_one(plain, headers, kept):
+    plain.post(headers={**headers, "Authorization": "Bearer secret", "Cookie": "a=b"})
+    seen = plain.behind["local"].seen[-1].headers
+    assert seen["traceparent"] == kept and seen["tracestate"] == ("a=b" if kept else None)
+    assert seen["Authorization"] is None and seen["Cookie"] is None
+
+
+def test_every_line_of_the_log_is_json_whatever_came(plain):
+    before = len(plain.output().splitlines())
+    hostile = [
+        b"POST /predict HTTP/1.1\r\n" + CLOSE + b'traceparent: "\\\xff\x80\r\n' + BODY,
+        b'POST /a"b\\c HTTP/1.1\r\n' + CLOSE + BODY,
+        b"POST /" + b"\xff\xc3\x28\xf0\x9f\x98\x80" * 20 + b" HTTP/1.1\r\n" + CLOSE + BODY,
+        b"POST /" + b'"' * 30_000 + b" HTTP/1.1\r\n" + CLOSE + BODY,
+        b"POST /predict HTTP/1.1\r\n" + CLOSE + b"traceparent: " + b'"' * 6_000 + b"\r\n" + BODY,
+        b'PO"T /predict HTTP/1.1\r\n' + CLOSE + BODY,
+        b"P" * 60_000 + b" /predict HTTP/1.1\r\n" + CLOSE + BODY,
+        b"\x16\x03\x01 nonsense\r\n\r\n",
+        b"POST /predict HTTP/1.1\r\n" + CLOSE + b"X-Request-Id: " + b'"' * 200 + b"\r\n" + BODY,
+    ]
+    wanted = [status_of(raw(plain, one)) for one in hostile]
+    wait_for(lambda: len(plain.output().splitlines()) >= before + len(hostile))
+    lines = [json.loads(line) for line in plain.output().splitlines()[before:]]
+    assert [line["status"] for line in lines] == wanted
+    assert all(len(line["path"]) <= 512 and line["traceparent"] in ("", "-") for line in lines)
+
+
+# -- keys, while it runs
+
+
+def test_a_reload_that_failed_is_tried_again(tmp_path, monkeypatch, capfd):
+    (made, line), (late, second) = (keys.new(name, "inference") for name in ("ann", "bob"))
+    (tmp_path / "keys").write_text(f"{line}\n")
+    with front({"keys": str(tmp_path / "keys")}) as running:
+
+        def status(token):
+            return running.post(headers={"Authorization": f"Bearer {token}"}).status_code
+
+        monkeypatch.setattr(haproxy, "POLL_SECONDS", 0)
+        real, refusals = haproxy.ask, []
+
+        def ask(path, command):
+            if command.startswith("add map") and not refusals:
+                refusals.append(command)
+                return "Out of memory error."
+            return real(path, command)
+
+        monkeypatch.setattr(haproxy, "ask", ask)
+        (tmp_path / "keys").write_text(f"{line}\n{second}\n")
+        running.haproxy.check()
+        assert refusals and (status(made), status(late)) == (200, 401)
+        running.haproxy.check()
+        assert (status(made), status(late)) == (200, 200)
+        said = capfd.readouterr().out
+        assert "stay as they were for a second: HAProxy says Out of memory" in said and "read again" in said
+
+
+# -- TLS
+
+
+@pytest.fixture(scope="module")
+def pem(tmp_path_factory):
+    """A file with key and certificate, for loopback."""
+    path = tmp_path_factory.mktemp("tls") / "both.pem"
+    made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost"]
+    made += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", path, "-out", path.with_name("crt")]
+    subprocess.run(made, check=True, capture_output=True)
+    path.write_text(path.read_text() + path.with_name("crt").read_text())
+    return path
+
+
+def health(*arguments):
+    command = [sys.executable, str(ROOT / "docker" / "health.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False).returncode
+
+
+def test_a_prediction_over_tls_and_the_health_check(pem):
+    with front({"tls": str(pem)}) as running:
+        assert running.post(verify=str(pem.with_name("crt"))).json()["server"] == "local"
+        assert health(f"http://127.0.0.1:{running.port}/health") == 0
+        curl = ["curl", "--silent", "--http2", "--cacert", pem.with_name("crt")]
+        told = [*curl, "--json", "{}", "--write-out", " %{http_version}", f"{running.url}/predict"]
+        answer = subprocess.run(told, capture_output=True, text=True, check=True).stdout
+        assert '"server": "local"' in answer and answer.endswith(" 2")
+        told = [*curl, "--request", "GET", "--upload-file", "-", f"{running.url}/v2/models/tiny"]
+        answer = subprocess.run(told, input="{}", capture_output=True, text=True, check=False).stdout
+        assert "this method takes no body" in answer  # HTTP/2 has no header for it
+        running.haproxy.tell_state("stopping")
+        assert health(f"http://127.0.0.1:{running.port}/health") == 1
+
+
+def test_the_health_check_without_tls(plain):
+    assert health(f"http://127.0.0.1:{plain.port}/health") == 0
+    assert health(f"http://127.0.0.1:{plain.port}/absent") == 1
+    assert health("http://127.0.0.1:9/health") == 1
