@@ -247,7 +247,9 @@ def _filled(document: Mapping[str, Any], beside: Server | None, archives: Sequen
 
 def _limits(told: Limits, gateway: Gateway) -> Limits:
     """The limits, with those for an address where clients have addresses of their own."""
-    public = [address for name, address in gateway.addresses.items() if name in PUBLIC and not is_loopback(address)]
+    public = [
+        address for name, address in gateway.addresses.items() if name in PUBLIC and not is_loopback(address)
+    ]
     if gateway.keys == PLATFORM or not public:
         return told
     return replace(
