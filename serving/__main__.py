@@ -34,13 +34,18 @@ PING_SECONDS = 2.0
 STOP_SECONDS = 20.0  # for TorchServe's own shutdown, after which it is killed
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Serves until SIGINT or SIGTERM; 0 after an orderly stop, else 1."""
+def main(arguments: Sequence[str] | None = None, stopping: list[int] | None = None) -> int:
+    """Serves until SIGINT or SIGTERM; 0 after an orderly stop, else 1.
+
+    Args:
+        arguments: the command line, where it is not this process's own.
+        stopping: what `end_at_signals` gave to a caller that has called it.
+    """
     args = read_arguments(arguments)
-    end_at_signals()
+    stopping = end_at_signals() if stopping is None else stopping
     try:
         with scratch_directory() as scratch:
-            return serve(args, scratch)
+            return serve(args, scratch, stopping)
     except CannotServe as err:
         say(f"error: {err}")
         return 1
@@ -85,7 +90,7 @@ def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def serve(args: argparse.Namespace, scratch: Path) -> int:
+def serve(args: argparse.Namespace, scratch: Path, stopping: list[int]) -> int:
     """Starts the server and waits for its end or for a signal."""
     store = Path(args.model_store or ROOT / "model_store").resolve()
     models = args.models = args.models or settings.archives_in(store)
@@ -94,7 +99,7 @@ def serve(args: argparse.Namespace, scratch: Path) -> int:
     properties = settings.write_properties(args, store, scratch)
     gateway = read_gateway(args, properties, store, models)
     settings.check_ports(properties)
-    stopping = note_signals()
+    note_signals(stopping)
     command = java.command(args, properties, store, models, scratch)
     environment = {
         name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "TS_CONFIG_FILE")

@@ -59,14 +59,16 @@ def main(arguments: Sequence[str] = tuple(sys.argv[1:])) -> int:
     if list(arguments) not in ([], ["serve"]):
         print(f"error: {' '.join(arguments)}: expected nothing, or serve", file=sys.stderr)
         return 1
-    end_at_signals()
+    stopping = end_at_signals()
     # Only now: it takes half a second, and a stop may come meanwhile.
     from serving import __main__ as server  # noqa: PLC0415
 
+    if stopping:
+        return 0
     try:
         contract = read_contract(os.environ, "serve" in arguments)
         with scratch_directory() as place:
-            return server.main(prepare(contract, os.environ, place))
+            return server.main(prepare(contract, os.environ, place), stopping)
     except CannotServe as err:
         print(f"error: {err}", file=sys.stderr, flush=True)
         return 1

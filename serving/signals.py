@@ -4,32 +4,38 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Callable
 from types import FrameType
 
-STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
+def end_at_signals() -> list[int]:
+    """A list that the first one is appended to; it is also a SystemExit with 0, which cleans up what was begun.
 
-def end_at_signals() -> None:
-    """The first one is a SystemExit, with 0: what was begun is cleaned up. A process with id 1 has no default."""
+    Both, because an exception that comes while a library is imported may be swallowed there. A process with id 1
+    needs this from its first moment: the kernel does nothing by default for it.
+    """
+    received: list[int] = []
 
     def end(number: int, frame: FrameType | None) -> None:
-        for other in STOPS:
-            signal.signal(other, signal.SIG_IGN)
-        sys.exit(0)
+        if not received:  # a second one must not stop the cleaning up
+            received.append(number)
+            sys.exit(0)
 
-    for number in STOPS:
-        signal.signal(number, end)
+    _handle(end)
+    return received
 
 
-def note_signals() -> list[int]:
-    """A list that the first one is appended to; the second raises KeyboardInterrupt."""
-    received: list[int] = []
+def note_signals(received: list[int]) -> None:
+    """From now on the first one is appended to the list; the second raises KeyboardInterrupt."""
 
     def note(number: int, frame: FrameType | None) -> None:
         if received:
             raise KeyboardInterrupt
         received.append(number)
 
-    for number in STOPS:
-        signal.signal(number, note)
-    return received
+    _handle(note)
+
+
+def _handle(handler: Callable[[int, FrameType | None], None]) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, handler)

@@ -200,6 +200,21 @@ def test_orphans_are_buried_and_our_own_children_are_not():
     assert ended.returncode == 0, ended.stderr
 
 
+def test_a_stop_that_a_library_swallows_is_noted():
+    """An import in a bare `except` is enough for it; process 1 would then be deaf."""
+    code = (
+        "import os, signal\n"
+        "from serving.signals import end_at_signals\n"
+        "stopping = end_at_signals()\n"
+        "try:\n    os.kill(os.getpid(), signal.SIGTERM)\nexcept BaseException as err:\n    assert err.code == 0\n"
+        "os.kill(os.getpid(), signal.SIGTERM)\n"  # one more stops no cleaning up
+        "assert stopping == [signal.SIGTERM]\n"
+    )
+    root = str(Path(__file__).parent.parent.parent)
+    ended = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+
+
 def test_arguments(capsys):
     assert container.main(["nonsense"]) == 1 and "expected nothing, or serve" in capsys.readouterr().err
     assert container.main(["--help"]) == 0 and "usage" in capsys.readouterr().out
