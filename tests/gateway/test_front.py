@@ -16,6 +16,7 @@ import requests
 
 from serving.gateway import haproxy, keys, render
 from tests.support.behind import front
+from tests.support.raw import raw, status_of
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -31,24 +32,6 @@ def plain():
     }
     with front(told) as running:
         yield running
-
-
-def raw(running, data, seconds=1.0):
-    """What comes back for these very bytes, until the gateway closes or is silent for a while."""
-    with socket.create_connection(("127.0.0.1", running.port), timeout=10) as connection:
-        connection.sendall(data)
-        connection.settimeout(seconds)
-        answer = b""
-        try:
-            while piece := connection.recv(65536):
-                answer += piece
-        except TimeoutError:
-            pass
-        return answer
-
-
-def status_of(answer):
-    return int(answer.split(b" ", 2)[1])
 
 
 def wait_for(holds, seconds=10):
@@ -91,7 +74,7 @@ BODY = b"Content-Length: 2\r\n\r\n{}"
 )
 def test_odd_requests(plain, request_, status):
     before = len(plain.behind["local"].seen)
-    answer = raw(plain, request_)
+    answer = raw(plain.port, request_)
     assert status_of(answer) == status and answer.count(b"HTTP/1.1 ") == 1
     seen = plain.behind["local"].seen[before:]
     predicts = status == 200 and request_.startswith(b"POST")
@@ -136,9 +119,9 @@ def test_no_model_is_ready_before_all_are(plain):
 
 def test_a_load_needs_no_body(plain):
     head = b"POST /models/more/load?model_path=a.mar HTTP/1.1\r\n" + CLOSE
-    assert status_of(raw(plain, head + b"\r\n")) == 200
+    assert status_of(raw(plain.port, head + b"\r\n")) == 200
     assert plain.behind["local"].seen[-1].path.startswith("/models?url=a.mar&model_name=more&")
-    assert status_of(raw(plain, head + b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n")) == 411
+    assert status_of(raw(plain.port, head + b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n")) == 411
 
 
 # -- time
@@ -146,8 +129,8 @@ def test_a_load_needs_no_body(plain):
 
 def test_slow_headers_and_slow_bodies(plain):
     head = b"POST /predict HTTP/1.1\r\nHost: a\r\n"
-    assert status_of(raw(plain, head, 5)) == 408
-    assert status_of(raw(plain, head + b"Content-Length: 100\r\n\r\n{", 5)) == 408
+    assert status_of(raw(plain.port, head, 5)) == 408
+    assert status_of(raw(plain.port, head + b"Content-Length: 100\r\n\r\n{", 5)) == 408
 
 
 def test_who_waits_for_a_slow_answer_is_not_cut_off(plain):
@@ -171,7 +154,7 @@ def test_who_stops_reading_is_cut_off(plain):
 def test_a_long_body_has_the_models_time_between_two_pieces(tmp_path):
     with front({"models": {"tiny": {"seconds": 1}}}) as running:
         head = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: 200000\r\n\r\n"
-        assert status_of(raw(running, head + b"{" * 120_000, 5)) == 504
+        assert status_of(raw(running.port, head + b"{" * 120_000, 5)) == 504
 
 
 # -- limits
@@ -278,7 +261,7 @@ def test_every_line_of_the_log_is_json_whatever_came(plain):
         b"\x16\x03\x01 nonsense\r\n\r\n",
         b"POST /predict HTTP/1.1\r\n" + CLOSE + b"X-Request-Id: " + b'"' * 200 + b"\r\n" + BODY,
     ]
-    wanted = [status_of(raw(plain, one)) for one in hostile]
+    wanted = [status_of(raw(plain.port, one)) for one in hostile]
     wait_for(lambda: len(plain.output().splitlines()) >= before + len(hostile))
     lines = [json.loads(line) for line in plain.output().splitlines()[before:]]
     assert [line["status"] for line in lines] == wanted

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -26,6 +25,7 @@ from client import ManagementClient
 from serving.gateway import keys
 from tests.support import archives, tiny_models
 from tests.support.load import TEXTS, Load
+from tests.support.raw import raw, status_of
 from tests.support.rounds import whole
 from tests.support.serving import Serving, served
 
@@ -228,25 +228,7 @@ def test_nothing_else_gets_through(server, tokens, method, path, status):
     body = b'{"text": "a"}' if method in ("POST", "PUT") else b""
     key = tokens["ann"]
     head = f"{method} {path} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {key}\r\nContent-Length: {len(body)}"
-    assert status_of(raw(server, head.encode() + b"\r\n\r\n" + body)) == status
-
-
-def raw(server, data: bytes, seconds: float = 1) -> bytes:
-    """What comes back for these very bytes, until the gateway closes or is silent for a while."""
-    with socket.create_connection(("127.0.0.1", server.port_base + 5), timeout=10) as connection:
-        connection.sendall(data)
-        connection.settimeout(seconds)
-        answer = b""
-        try:
-            while piece := connection.recv(65536):
-                answer += piece
-        except TimeoutError:
-            pass
-        return answer
-
-
-def status_of(answer: bytes) -> int:
-    return int(answer.split(b" ", 2)[1])
+    assert status_of(raw(server.port_base + 5, head.encode() + b"\r\n\r\n" + body)) == status
 
 
 HIDDEN = b'POST /predictions/tiny HTTP/1.1\r\nHost: a\r\nContent-Length: 13\r\n\r\n{"text": "a"}'
@@ -270,7 +252,7 @@ HIDDEN = b'POST /predictions/tiny HTTP/1.1\r\nHost: a\r\nContent-Length: 13\r\n\
 )
 def test_smuggling_is_refused(server, tokens, lines):
     head = b"POST /predict HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer " + tokens["ann"].encode() + b"\r\n"
-    answer = raw(server, head + lines + b"\r\n" + HIDDEN)
+    answer = raw(server.port_base + 5, head + lines + b"\r\n" + HIDDEN)
     assert 400 <= status_of(answer) < 500
     assert b"HTTP/1.1 200" not in answer and b"LABEL" not in answer
 
@@ -280,7 +262,7 @@ def test_both_lengths_leave_no_room_between_the_two(server, tokens):
     key = tokens["ann"].encode()
     head = b"POST /predict HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer " + key
     both = b"\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
-    assert status_of(raw(server, head + both + HIDDEN)) in (400, 411)
+    assert status_of(raw(server.port_base + 5, head + both + HIDDEN)) in (400, 411)
 
 
 def test_a_request_takes_no_headers_of_torchserves_own(ask):
@@ -301,7 +283,7 @@ def test_bodies_that_are_not_taken(server, tokens, headers, status):
     if "Transfer-Encoding" in headers:
         lines = "Transfer-Encoding: chunked\r\n"
     head = f"POST /predict HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {tokens['ann']}\r\n{lines}\r\n"
-    assert status_of(raw(server, head.encode())) == status
+    assert status_of(raw(server.port_base + 5, head.encode())) == status
 
 
 def test_headers_are_refused_before_netty_breaks_off(ask):
@@ -328,7 +310,8 @@ def test_administrators_load_and_unload(server, ask, tokens):
     head = (
         f"POST /models/more/load?model_path=tiny.mar HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {tokens['root']}"
     )
-    loaded = raw(server, f"{head}\r\nConnection: close\r\n\r\n".encode(), 60)  # as `curl -X POST` does
+    # as `curl -X POST` does
+    loaded = raw(server.port_base + 5, f"{head}\r\nConnection: close\r\n\r\n".encode(), 60)
     assert status_of(loaded) == 200, loaded
     assert ask("/predictions/more", TEXT).json()["label"]
     assert ask("/models/more", method="DELETE", who="root").status_code == 200
