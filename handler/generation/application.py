@@ -87,6 +87,7 @@ class Application:
         self._make = make
         self.lock = threading.Lock()  # of every exchange
         self.urgent = threading.Event()  # some exchange has news that cannot wait
+        self.fresh = threading.Event()  # some exchange has news
         self._loop = asyncio.new_event_loop()
         self._tasks: set[asyncio.Task[None]] = set()
         self._lifespan: asyncio.Queue[Event] = asyncio.Queue()
@@ -139,8 +140,10 @@ class Application:
                     if body := event.get("body"):
                         exchange.pieces.append(body)
                     exchange.done = not event.get("more_body")
-            if exchange.has_news and (exchange.done or exchange.eager):
-                self.urgent.set()
+            if exchange.has_news:
+                self.fresh.set()
+                if exchange.done or exchange.eager:
+                    self.urgent.set()
 
         try:
             await self._app(_scope(ask), receive, send)
@@ -152,6 +155,7 @@ class Application:
             with self.lock:
                 exchange.failed = not exchange.done
                 exchange.done = True
+            self.fresh.set()
             self.urgent.set()
 
     async def _start(self) -> None:

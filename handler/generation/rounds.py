@@ -43,7 +43,8 @@ logger = logging.getLogger(__name__)
 # A round costs some 5 ms of a core, most of it the frontend's, and while it waits the frontend admits nobody.
 PATIENCE_SECONDS = 0.05  # in which streams that are under way gather their text
 FOLLOW_SECONDS, FOLLOW_ROUNDS = 0.012, 3  # after an answer has ended: its client may have the next request
-GATHER_SECONDS = 0.004  # after a first text or an end: a step of the engine has a token for everybody
+STEP_SECONDS = 0.05  # that it then waits for the engine's next step
+GATHER_SECONDS = 0.004  # after it: a step of the engine has a token for everybody
 WARM_UP_SECONDS = 240  # for the first two tokens
 SILENCE_SECONDS = 1.0  # without a round, after which nobody is there any more
 LOOK_SECONDS = 0.25
@@ -122,8 +123,14 @@ class Generation:
         """Waits for what is urgent: a first text, an end. Others gather theirs meanwhile."""
         self._end_with_the_engine()  # inside a round: the frontend answers those in flight (WorkerThread.java:303)
         patience = FOLLOW_SECONDS if self._follow else PATIENCE_SECONDS
-        if not turn.said and self.application.urgent.wait(patience):
-            time.sleep(GATHER_SECONDS)
+        if not turn.said:
+            if self.application.urgent.wait(patience):
+                time.sleep(GATHER_SECONDS)
+            elif not self._follow and any(live.begun for live in self.live.values()):
+                # Streams go by the engine's steps: a round that falls between two of them costs as much.
+                self.application.fresh.clear()
+                if self.application.fresh.wait(STEP_SECONDS):
+                    time.sleep(GATHER_SECONDS)
         self.application.urgent.clear()  # before anybody is asked for news: what comes later wakes the next round
         self._follow = max(0, self._follow - 1)
         return turn
