@@ -25,13 +25,18 @@ from __future__ import annotations
 MAX_MESSAGE = 600  # characters; an error body stays under 1 KB, JSON escapes included
 
 
+def shortened(message: str) -> str:
+    """A message of bounded length."""
+    return message if len(message) <= MAX_MESSAGE else message[: MAX_MESSAGE - 1] + "…"
+
+
 class HandlerError(Exception):
     """One request's failure: it takes that request's slot, and no other's."""
 
     status = 500
 
     def __init__(self, message: str) -> None:
-        super().__init__(message if len(message) <= MAX_MESSAGE else message[: MAX_MESSAGE - 1] + "…")
+        super().__init__(shortened(message))
 
     @property
     def type(self) -> str:

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import orjson
 
-from handler.errors import MAX_MESSAGE
+from handler.errors import MAX_MESSAGE, shortened
 from handler.protocols.openai_embeddings import error_document
 
 CHAT, COMPLETIONS, EMBEDDINGS, MODELS = "v1/chat/completions", "v1/completions", "v1/embeddings", "v1/models"
@@ -85,7 +85,7 @@ def bounded(error: bytes) -> bytes:
     document = orjson.loads(error)
     said = document.get("error")
     if isinstance(said, dict) and len(str(said.get("message"))) > MAX_MESSAGE:
-        said["message"] = str(said["message"])[: MAX_MESSAGE - 1] + "…"
+        said["message"] = shortened(str(said["message"]))
         return orjson.dumps(document)
     return error
 

@@ -39,7 +39,7 @@ ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 OBJECT = Rule("an object", lambda v: isinstance(v, dict))
 TOOLS = Rule(
     "a list of objects with type and function, which has a name",
-    lambda v: isinstance(v, list) and all(isinstance(tool, dict) and _is_function(tool) for tool in v),
+    lambda v: isinstance(v, list) and all(map(_is_function, v)),
 )
 
 

@@ -122,15 +122,8 @@ class Generation:
     def inference(self, turn: Turn) -> Turn:
         """Waits for what is urgent: a first text, an end. Others gather theirs meanwhile."""
         self._end_with_the_engine()  # inside a round: the frontend answers those in flight (WorkerThread.java:303)
-        patience = FOLLOW_SECONDS if self._follow else PATIENCE_SECONDS
-        if not turn.said:
-            if self.application.urgent.wait(patience):
-                time.sleep(GATHER_SECONDS)
-            elif not self._follow and any(live.begun for live in self.live.values()):
-                # Streams go by the engine's steps: a round that falls between two of them costs as much.
-                self.application.fresh.clear()
-                if self.application.fresh.wait(STEP_SECONDS):
-                    time.sleep(GATHER_SECONDS)
+        if not turn.said and self._is_woken():
+            time.sleep(GATHER_SECONDS)
         self.application.urgent.clear()  # before anybody is asked for news: what comes later wakes the next round
         self._follow = max(0, self._follow - 1)
         return turn
@@ -180,6 +173,16 @@ class Generation:
     def is_describe(self, rows: Sequence[Mapping[str, Any]], context: Any) -> bool:
         """A request that goes on comes as `?customized=true` does, alone and with nothing, but is known."""
         return context.request_ids.get(0) not in self.live and wire.is_describe(rows, context)
+
+    def _is_woken(self) -> bool:
+        """Waits for news; False where there is none in all that time."""
+        if self.application.urgent.wait(FOLLOW_SECONDS if self._follow else PATIENCE_SECONDS):
+            return True
+        if self._follow or not any(live.begun for live in self.live.values()):
+            return False
+        # Streams go by the engine's steps: a round that falls between two of them costs as much.
+        self.application.fresh.clear()
+        return self.application.fresh.wait(STEP_SECONDS)
 
     def _begin(self, message: Message) -> Live | Reply:
         self.drain.check()

@@ -16,7 +16,7 @@ from typing import Any
 
 import orjson
 
-from handler.errors import MAX_MESSAGE, BadRequest, HandlerError, InvalidRequest, NotOffered
+from handler.errors import BadRequest, HandlerError, InvalidRequest, NotOffered, shortened
 from handler.generation.application import Ask
 from handler.generation.engine import Engine
 from handler.generation.openai_protocol import (
@@ -215,7 +215,8 @@ def _answer(status: int, document: Document, usage: Usage) -> Reply:
         error = document.get("error") or {}
         message = error.get("message") if isinstance(error, dict) else None
         kind = "InvalidRequest" if status < 500 else "InternalError"
-        shown = str(message or "the engine refused the request").encode("ascii", "replace").decode()[:MAX_MESSAGE]
+        shown = str(message or "the engine refused the request")
+        shown = shortened(shown).encode("ascii", "replace").decode()
         return Reply(orjson.dumps({"error": {"code": status, "type": kind, "message": shown}}), status=status)
     usage.note(document)
     [choice] = document["choices"]
