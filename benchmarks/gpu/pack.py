@@ -1,4 +1,4 @@
-"""Packs what a machine with a GPU, Python, torch and transformers, but no network and no Java, lacks for a run.
+"""Packs what a machine with a GPU, Python, torch and accelerate, but no network and no Java, lacks for a run.
 
     .venv/bin/python -m benchmarks.gpu.pack
 
@@ -46,6 +46,34 @@ PACKAGES = {
     "idna": False,
     "certifi": False,
     "charset-normalizer": False,
+    "transformers": False,  # and below what it and its serving extra need
+    "huggingface_hub": False,
+    "tokenizers": True,
+    "typer": False,
+    "shellingham": False,
+    "rich": False,
+    "markdown-it-py": False,
+    "mdurl": False,
+    "Pygments": False,
+    "click": False,
+    "annotated-doc": False,
+    "fastapi": False,
+    "starlette": False,
+    "pydantic": False,
+    "pydantic_core": True,
+    "annotated-types": False,
+    "typing_extensions": False,
+    "typing-inspection": False,
+    "uvicorn": False,
+    "h11": False,
+    "openai": False,
+    "jiter": True,
+    "sniffio": False,
+    "distro": False,
+    "anyio": False,
+    "httpx2": False,
+    "httpcore2": False,
+    "truststore": False,
 }
 PYTHONS = ("3.11", "3.12")
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64", "manylinux2010_x86_64")
@@ -148,7 +176,7 @@ def pins() -> dict[str, str]:
 def find_wheel(wheels: Path, name: str, python: str) -> Path | None:
     """The downloaded wheel of the pinned version that this Python can use."""
     stem = f"{name.lower().replace('-', '_')}-{pins()[name.lower()]}-"
-    tags = ("py3-", "py2.py3-", f"cp{python.replace('.', '')}-", "cp36-abi3-")
+    tags = ("py3-", "py2.py3-", f"cp{python.replace('.', '')}-", "cp36-abi3-", "cp310-abi3-")
     fitting = (path for path in sorted(wheels.glob("*.whl")) if path.name.lower().startswith(stem))
     return next((path for path in fitting if path.name[len(stem) :].startswith(tags)), None)
 

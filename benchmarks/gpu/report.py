@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.figures import spread
 from benchmarks.gpu.machine import Machine
 from benchmarks.gpu.settings import PUBLISHED, PUBLISHED_MODEL, Settings
 
@@ -80,6 +81,81 @@ class Latency:
     shares: Mapping[str, float]
 
 
+@dataclass(frozen=True)
+class Greedy:
+    """Answers of transformers' engine beside `generate`, greedy."""
+
+    dtype: str
+    tokens: int  # of an answer
+    connections: int
+    prompts: int
+    equal: int  # of them, token for token
+
+
+@dataclass(frozen=True)
+class Streams:
+    """Sixteen clients that read streams."""
+
+    server: str
+    dtype: str
+    round: int
+    tokens_per_second: float
+    first_ms: float  # to the first text, median
+
+
+@dataclass(frozen=True)
+class Leaks:
+    """Streams of which one in three was left midway."""
+
+    streams: int
+    samples: Mapping[str, Sequence[int]]  # process -> bytes, after equally many streams each
+    growth: Mapping[str, Mapping[str, float]]  # process -> bytes, allowed
+    held: Mapping[str, float]  # the worker's own gauges, when nobody asks any more
+    gpu_before: int  # bytes
+    gpu_after: int
+
+    @property
+    def passed(self) -> bool:
+        """Whether the worker did not grow, and its engine holds nothing."""
+        grown = self.growth["worker"]
+        return grown["bytes"] <= grown["allowed"] and self.held["HandlerCacheUsed"] <= 0
+
+
+@dataclass
+class Generated:
+    """What was found of text generation."""
+
+    parameters: int = 0
+    greedy: list[Greedy] = field(default_factory=list)
+    streams: list[Streams] = field(default_factory=list)
+    leaks: list[Leaks] = field(default_factory=list)
+
+    def note(self, found: Greedy | Streams | Leaks | int) -> None:
+        """One more thing."""
+        match found:
+            case Greedy():
+                self.greedy.append(found)
+            case Streams():
+                self.streams.append(found)
+            case Leaks():
+                self.leaks.append(found)
+            case parameters:
+                self.parameters = parameters
+
+    @property
+    def passed(self) -> bool:
+        """Whether all that was looked at is right; a rate is never wrong."""
+        equal = all(each.equal == each.prompts for each in self.greedy)
+        return equal and all(each.passed for each in self.leaks)
+
+    def by_server(self) -> dict[str, list[Streams]]:
+        """Server -> its rounds, in order; ours is the first."""
+        found: dict[str, list[Streams]] = {}
+        for each in sorted(self.streams, key=lambda one: (one.round, one.server)):
+            found.setdefault(each.server, []).append(each)
+        return found
+
+
 @dataclass
 class Report:
     """Filled while a run goes on."""
@@ -91,6 +167,7 @@ class Report:
     bare: list[BareSpeed] = field(default_factory=list)
     served: list[ServedSpeed] = field(default_factory=list)
     latency: list[Latency] = field(default_factory=list)
+    generation: Generated = field(default_factory=Generated)
     workers_on: list[str] = field(default_factory=list)  # what the servers said of their workers
     gpu_processes: list[str] = field(default_factory=list)  # nvidia-smi's "pid, memory"; a container may hide them
     left_out: list[str] = field(default_factory=list)
@@ -100,7 +177,8 @@ class Report:
         """Whether something was measured, every vector was right and every request was answered."""
         driven: list[ServedSpeed | Latency] = [*self.served, *self.latency]
         answered = all(each.requests and not each.errors for each in driven)
-        return bool(self.correctness or driven) and answered and all(each.passed for each in self.correctness)
+        right = all(each.passed for each in self.correctness) and self.generation.passed
+        return bool(self.correctness or driven or self.generation.greedy) and answered and right
 
     def document(self) -> dict[str, Any]:
         """Everything, for JSON."""
@@ -122,16 +200,17 @@ class Report:
         machine, settings = self.machine, self.settings
         where = f"{machine.gpu}, driver {machine.driver}, CUDA {machine.cuda}" if machine.gpu else "no GPU"
         lines = [
-            f"# Served embeddings on {settings.device}{', models made small' if settings.small else ''}",
+            f"# Served on {settings.device}{', models made small' if settings.small else ''}",
             "",
             f"{where}; {machine.processor}, {machine.cores} cores, load {machine.load:.1f}; "
             f"Python {machine.python}, torch {machine.torch}, transformers {machine.transformers}, "
             f"TorchServe {machine.torchserve}, {machine.java}.",
             f"Workers computed on: {', '.join(sorted(set(self.workers_on))) or 'none started'}.",
         ]
-        for table in (self._correctness(), self._speed(), self._latency()):
+        for table in (self._correctness(), self._speed(), self._latency(), self._greedy(), self._streams()):
             rows = list(table)
             lines += ["", *rows] if len(rows) > 2 else []
+        lines += ["", *self._leaks()] if self.generation.leaks else []
         lines += ["", *(f"Left out: {reason}" for reason in self.left_out)] if self.left_out else []
         return "\n".join(lines)
 
@@ -175,6 +254,40 @@ class Report:
                 f"| {each.model} | {each.dtype} | {each.mean_tokens:.0f} | {each.median_ms:.1f} ms "
                 f"| {each.p90_ms:.1f} ms | {each.p99_ms:.1f} ms | {each.bare_median_ms:.1f} ms "
                 f"| {_told(each.shares)} |"
+            )
+
+    def _greedy(self) -> Iterator[str]:
+        yield "| greedy answers equal to `generate`'s | tokens | at once | equal |"
+        yield "| --- | ---: | ---: | ---: |"
+        for each in self.generation.greedy:
+            yield f"| {each.dtype} | {each.tokens} | {each.connections} | {each.equal} of {each.prompts} |"
+
+    def _streams(self) -> Iterator[str]:
+        yield "| 16 streams | parameters | dtype | tokens/s | ms to the first text, median | rounds |"
+        yield "| --- | ---: | --- | ---: | ---: | ---: |"
+        servers = self.generation.by_server()
+        for server, rounds in servers.items():
+            rates, firsts = [each.tokens_per_second for each in rounds], [each.first_ms for each in rounds]
+            yield (
+                f"| {server} | {self.generation.parameters / 1e9:.2f} G | {rounds[0].dtype} "
+                f"| {spread(rates, 0)} | {spread(firsts, 0)} | {len(rounds)} |"
+            )
+        if len(servers) == 2:
+            pairs = list(zip(*servers.values(), strict=False))
+            shares = [ours.tokens_per_second / theirs.tokens_per_second for ours, theirs in pairs]
+            later = [ours.first_ms - theirs.first_ms for ours, theirs in pairs]
+            yield f"| ours beside it, round by round | | | {spread(shares)} times | {spread(later, 0)} later | |"
+
+    def _leaks(self) -> Iterator[str]:
+        for each in self.generation.leaks:
+            grown = ", ".join(
+                f"{name} {found['bytes'] / 1e6:+.1f} MB of {found['allowed'] / 1e6:.1f} allowed"
+                for name, found in each.growth.items()
+            )
+            gpu = f"{each.gpu_before / 1e6:,.0f} MB before, {each.gpu_after / 1e6:,.0f} MB after"
+            yield (
+                f"{each.streams:,} streams, one in three left midway: after the first tenth {grown}; "
+                f"the GPU's memory {gpu}; the engine's cache is then {each.held['HandlerCacheUsed']:.0%} in use."
             )
 
 

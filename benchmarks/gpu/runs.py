@@ -8,15 +8,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from benchmarks.gpu import bare as bare_model
 from benchmarks.gpu import machine, measure
+from benchmarks.gpu.generation import Generation
 from benchmarks.gpu.measure import Traffic
 from benchmarks.gpu.models import Deployment, build_all, make_model
 from benchmarks.gpu.report import BareSpeed, Report
 from benchmarks.gpu.server import Server
-from benchmarks.gpu.settings import Settings
+from benchmarks.gpu.settings import ENCODER_PARTS, Settings
 
 CLIENT_PROCESSES = 6  # at most, and at most half of the cores: the server needs the others
 BUILDS = 4  # archives at a time
@@ -45,12 +47,23 @@ class Run:
 
     def everything(self) -> None:
         """All parts of all models."""
+        if "generation" in self.settings.parts and self._in_time("generation"):
+            self._generation()
+        if not ENCODER_PARTS & set(self.settings.parts):
+            return
         self._prepare()
         for model in self.settings.models:
             if "correctness" in self.settings.parts and self._in_time(f"correctness of {model}"):
                 self._correctness(model)
             if {"speed", "latency"} & set(self.settings.parts) and self._in_time(f"speed and latency of {model}"):
                 self._speed(model)
+
+    def _generation(self) -> None:
+        wanted = Generation(self.settings, self.place, self.tokenizer, self.say)
+        for found in chain(wanted.greedy(), wanted.streams()):
+            self.report.generation.note(found)
+            self.report.workers_on.append(self.settings.device)  # else there is nothing to note
+            self._keep()
 
     def deployments(self) -> list[Deployment]:
         """Every archive that this run serves."""

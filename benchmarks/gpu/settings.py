@@ -12,7 +12,8 @@ PUBLISHED = (
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
 KIT_PARTS = ("java", "torchserve", "packages", "tokenizer")  # a .tar.xz each
 
-PARTS = ("correctness", "speed", "latency")
+PARTS = ("correctness", "speed", "latency", "generation")
+ENCODER_PARTS = frozenset(PARTS[:3])
 MODELS = ("minilm", "bert-base", "bert-large")
 TOLERANCE = {"float32": 1e-3}  # largest difference to float32 on the CPU; TF32 is off unless it is asked for
 COSINE = 0.999  # least cosine to float32 of what runs in a shorter format
@@ -74,6 +75,8 @@ class Settings:
     batch_size: int  # requests that a worker is handed at once
     budgets: tuple[int, ...]  # padded tokens at once of the bare model; the best is kept
     correctness_texts: int
+    rounds: int  # of generation: each server once in each
+    streams: int  # of generation, of which one in three is left midway
     time_limit: float | None  # s after the start, after which no further measurement is begun
     overrides: tuple[str, ...]  # KEY=VALUE of the archives' configuration
     seed: int = 7

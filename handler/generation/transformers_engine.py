@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import importlib
+import logging
 import threading
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,6 @@ import transformers
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
 from handler.config import HandlerConfig, ModelConfig
-from handler.devices import BATCH_TOKENS
 from handler.errors import LoadError
 from handler.generation.application import Application, Asgi
 from handler.generation.engine import Engine, Load
@@ -25,8 +25,16 @@ from handler.generation.sampling import choose
 from handler.generation.transformers_application import make_application
 from handler.loading import DTYPES, OFFLINE, check_directory
 
+logger = logging.getLogger(__name__)
+
 CACHE_TOKENS = 32_768
 PAGE = 256  # tokens that a request's memory is measured in
+# Tokens of one step where the configuration does not say. A longer prompt is read in several, in each of which the
+# streams that are under way get their token too; and the mask of a step, which has a row for each, stays small.
+STEP_TOKENS = {"cpu": 512, "cuda": 2048}
+# On a GPU a step is one graph, made for its size when it first comes, which takes some 0.1 s: few sizes, then.
+LEAST_QUERIES, LEAST_READ = 16, 1024
+KEPT_GRAPHS = 128  # some 10 MB of the worker's memory each, with 28 layers
 COLD = 0.01  # a temperature below which the likeliest token is taken: logits over it would leave float32
 UNDRAWN = {"temperature": 1.0, "top_k": 1, "top_p": 1.0}  # the likeliest token, whatever is drawn
 
@@ -48,7 +56,7 @@ def build(directory: Path, whole: ModelConfig, device: torch.device, name: str) 
         **OFFLINE,
     )
     model = model.to(device).eval()
-    manager = _manager(model, config)
+    manager = _manager(model, config, whole.server.batchSize)
     app, fields = make_application(name, model, tokenizer, manager)
 
     async def make() -> Asgi:
@@ -68,8 +76,8 @@ def build(directory: Path, whole: ModelConfig, device: torch.device, name: str) 
     )
 
 
-def _manager(model: Any, config: HandlerConfig) -> Any:
-    """Continuous batching for the model, in which every request samples for itself."""
+def _manager(model: Any, config: HandlerConfig, most: int) -> Any:
+    """Continuous batching for the model, in which every one of at most so many requests samples for itself."""
     from transformers.cli.serving.utils import CBGenerateManager  # noqa: PLC0415
 
     class PerRequest(CBGenerateManager):  # type: ignore[misc]
@@ -82,17 +90,12 @@ def _manager(model: Any, config: HandlerConfig) -> Any:
             shared = copy.deepcopy(model.generation_config)
             # A processor is made only for what is set to something; each request then says its own.
             shared.update(do_sample=True, temperature=0.5, top_k=2, top_p=0.5, use_cache=False)
-            self._cb = model.init_continuous_batching(
-                generation_config=shared,
-                continuous_batching_config=ContinuousBatchingConfig(
-                    page_size=PAGE,
-                    num_blocks=-(-(config.cache_tokens or CACHE_TOKENS) // PAGE),  # else nearly all of the memory
-                    max_batch_tokens=config.max_batch_tokens or BATCH_TOKENS[model.device.type],
-                    auto_switch_to_flash=False,  # its kernels might come from the hub
-                    per_request_processors=True,
-                ),
-            )
-            if model.device.type == "cpu":  # on a GPU a step is one graph, and sorting takes no time
+            on_cpu = model.device.type == "cpu"
+            self._cb = self._batching(shared, graphs=not on_cpu)
+            if not on_cpu and not self._has_graphs():
+                logger.warning("this model's steps cannot be made into CUDA graphs; each operation is launched")
+                self._cb = self._batching(shared, graphs=False)
+            if on_cpu:  # in a graph nothing may depend on what is asked for, and a GPU sorts fast
                 self._cb.generation_config.do_sample = False  # the largest score is taken, which is the drawn one
                 self._cb.logit_processor = _drawing(self._cb.logit_processor)
             self._add, self._cb.add_request = self._cb.add_request, self._add_sampled
@@ -105,6 +108,29 @@ def _manager(model: Any, config: HandlerConfig) -> Any:
             self._router = self._cb.output_router
             self._router._lock = threading.RLock()
             self._cancel, self._cb.cancel_request = self._cb.cancel_request, self._cancel_whole
+
+        def _batching(self, shared: GenerationConfig, graphs: bool) -> Any:
+            return model.init_continuous_batching(
+                generation_config=shared,
+                continuous_batching_config=ContinuousBatchingConfig(
+                    page_size=PAGE,
+                    num_blocks=-(-(config.cache_tokens or CACHE_TOKENS) // PAGE),  # else nearly all of the memory
+                    max_batch_tokens=config.max_batch_tokens or STEP_TOKENS[model.device.type],
+                    max_requests_per_batch=most,  # rows that are sampled, in a padded step
+                    use_cuda_graph=graphs,
+                    use_async_batching=False,  # it would for flash attention, which was not run here
+                    auto_switch_to_flash=False,  # its kernels might come from the hub
+                    per_request_processors=True,
+                ),
+            )
+
+        def _has_graphs(self) -> bool:
+            """Makes the largest, whose memory all others share; whether that worked. It only warns of failures."""
+            self._cb.batch_processor = self._cb._create_batch_processor()
+            in_few_sizes(self._cb.batch_processor.model_runner)
+            self._cb.batch_processor.inputs_and_outputs.graphs = kept = kept_graphs()
+            self._cb.warmup()
+            return bool(kept._storage)
 
         def load(self) -> Load:
             """What it does; nothing before the first request has come."""
@@ -145,6 +171,51 @@ def _manager(model: Any, config: HandlerConfig) -> Any:
     manager = PerRequest()
     manager.start()
     return manager
+
+
+def in_few_sizes(runner: Any) -> None:
+    """Has a model runner pad its steps by halves of powers of two: its own way is multiples of one size.
+
+    Those would be either many or, for the few tokens that most steps have, a multiple of the work.
+    """
+    stock = runner.maybe_pad_inputs
+
+    def pad(num_q_tokens: int, max_kv_read: int, use_decode_fast_path: bool) -> tuple[int, int]:
+        if use_decode_fast_path or not runner.pad_inputs:
+            return stock(num_q_tokens, max_kv_read, use_decode_fast_path)  # type: ignore[no-any-return]
+        cache = runner.cache
+        return (
+            padded(num_q_tokens, LEAST_QUERIES, cache.max_batch_tokens),
+            padded(max_kv_read, LEAST_READ, cache.max_tokens_read),
+        )
+
+    runner.maybe_pad_inputs = pad
+
+
+def kept_graphs(most: int = KEPT_GRAPHS) -> Any:
+    """The engine's store of graphs, which would keep all that were ever made, with those used last only."""
+    from transformers.generation.continuous_batching.utils import CudaGraphBuffer  # noqa: PLC0415
+
+    class Kept(CudaGraphBuffer):  # type: ignore[misc]
+        def get_graph(self, key: tuple[int, ...]) -> Any:
+            if key in self._storage:
+                self._storage[key] = self._storage.pop(key)  # the last one is the one used last
+            return super().get_graph(key)
+
+        def set_graph(self, key: tuple[int, ...], graph: Any) -> None:
+            super().set_graph(key, graph)
+            if len(self._storage) > most:
+                self._storage.pop(next(iter(self._storage))).reset()
+
+    return Kept()
+
+
+def padded(size: int, least: int, most: int) -> int:
+    """The next of least, 1.5 least, 2 least, 3 least, 4 least, …, but no more than most; powers of two, both."""
+    if size <= least:
+        return min(least, most)
+    step = 1 << (size - 1).bit_length() - 2  # half of the power of two that lies below
+    return min(-(-size // step) * step, most)
 
 
 def _drawing(stock: Any) -> Any:

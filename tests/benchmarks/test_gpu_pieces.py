@@ -21,7 +21,7 @@ from benchmarks.gpu import bare, load, measure, pack, texts, unpack
 from benchmarks.gpu.__main__ import make_settings, read_arguments
 from benchmarks.gpu.machine import Machine
 from benchmarks.gpu.models import Deployment
-from benchmarks.gpu.report import Correctness, Report, ServedSpeed
+from benchmarks.gpu.report import Correctness, Generated, Greedy, Leaks, Report, ServedSpeed, Streams
 from benchmarks.gpu.server import Server, ServerFailed
 from benchmarks.gpu.settings import MODELS, PARTS, Words
 
@@ -235,6 +235,30 @@ def test_what_passes():
 )
 def test_what_does_not_pass(found):
     assert not report(**found).passed
+
+
+def generated(equal=16, grown=1.0, used=0.0):
+    rates = {"ours": (1000, 900), "their serve": (500, 300)}
+    streams = [
+        Streams(name, "bfloat16", at, rate, 50) for name, each in rates.items() for at, rate in enumerate(each)
+    ]
+    growth = {"worker": {"bytes": grown, "allowed": 2.0}}
+    leaks = Leaks(40, {"worker": [1] * 20}, growth, {"HandlerCacheUsed": used}, 0, 0)
+    return Generated(3_000_000_000, [Greedy("float32", 64, 4, 16, equal)], streams, [leaks])
+
+
+def test_generation_passes_and_is_told_round_by_round():
+    made = report(generation=generated())
+    assert made.passed
+    assert (
+        "| ours beside it, round by round | | | 2.5 (2.0 to 3.0) times | 0 (0 to 0) later | |" in made.markdown()
+    )
+    assert "| float32 | 64 | 4 | 16 of 16 |" in made.markdown()
+
+
+@pytest.mark.parametrize("wrong", [{"equal": 15}, {"grown": 3.0}, {"used": 0.1}])
+def test_generation_that_does_not_pass(wrong):
+    assert not report(generation=generated(**wrong)).passed
 
 
 def test_the_files(tmp_path):

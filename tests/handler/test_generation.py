@@ -11,6 +11,7 @@ import pytest
 from handler.generation import openai_requests
 from handler.generation.application import Application
 from handler.generation.openai_protocol import Usage, bounded, refused
+from handler.generation.transformers_engine import in_few_sizes, kept_graphs, padded
 from handler.request import MOST_PROBLEMS
 from tests.support import frames, tiny_models, worker
 from tests.support.reference import generated
@@ -109,6 +110,39 @@ def test_a_stream_ends_with_its_usage_where_it_is_asked_for(frontend, alone):
 
 def test_thirty_two_at_once_say_what_each_says_alone(frontend, alone):
     thirty_two_say_what_each_says_alone(frontend, alone)
+
+
+def test_padded_steps_say_the_same(model, alone):
+    """On a GPU a step is a graph of one of few sizes; a CPU has no graphs, and pads in the same way."""
+    service = worker.start(model.parent, task="text-generation", max_new_tokens=64)
+    batching = wing(service).engine.load.__self__._cb
+    in_few_sizes(batching.batch_processor.model_runner)
+    batching.batch_processor.model_runner.pad_inputs = True
+    batching.warmup()
+    thirty_two_say_what_each_says_alone(Frontend(service), alone)
+
+
+def test_the_sizes_of_steps():
+    sizes = sorted({padded(size, 16, 128) for size in range(129)})
+    assert sizes == [16, 24, 32, 48, 64, 96, 128]
+    assert all(size <= padded(size, 16, 128) for size in range(129))
+    assert padded(3, 1024, 512) == 512
+
+
+def test_graphs_that_were_used_last_are_kept():
+    gone = []
+
+    class Graph:
+        def reset(self):
+            gone.append(self)
+
+    graphs, kept = [Graph() for _ in range(3)], kept_graphs(2)
+    kept.set_graph((0,), graphs[0])
+    kept.set_graph((1,), graphs[1])
+    assert kept.get_graph((0,)) is graphs[0]
+    kept.set_graph((2,), graphs[2])
+    assert gone == [graphs[1]] and kept.get_graph((1,)) is None
+    assert kept.get_graph((0,)) is graphs[0] and kept.get_graph((2,)) is graphs[2]
 
 
 def test_each_request_samples_for_itself(frontend, alone):

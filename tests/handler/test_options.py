@@ -105,6 +105,13 @@ def test_a_gpu_that_is_not_there_is_one_line(monkeypatch):
         devices.choose(0, "gpu")
 
 
+def test_float32_is_float32():
+    """On a GPU, importing BaseHandler makes it TF32 (base_handler.py:48)."""
+    torch.set_float32_matmul_precision("high")
+    devices.choose(None, None)
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
 def test_a_gpu_that_only_torchserve_sees_is_said(monkeypatch, caplog):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert devices.choose(0, None).type == "cpu"
