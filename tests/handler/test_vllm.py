@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 import math
 import os
@@ -16,6 +17,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from handler.config import ConfigError, read_config
 from handler.generation.guard import LOOK_SECONDS
@@ -117,6 +119,27 @@ def test_what_the_protocol_has_and_transformers_engine_has_not(frontend, alone):
     *_, last, _ = frontend.ask({**ask, **asked}, CHAT).events
     assert last["choices"] == [] and last["usage"]["prompt_tokens"] == size
     assert [model["id"] for model in frontend.ask(b"", "v1/models").document["data"]] == ["tiny", "parrot"]
+
+
+def test_many_prompts_a_bias_and_a_schema(model, frontend, alone):
+    asked = {"max_tokens": NEW, "temperature": 0}
+    two = frontend.ask({**asked, "prompt": list(PROMPTS[:2])}, COMPLETIONS).document
+    said = {choice["index"]: whole(choice["text"]) for choice in two["choices"]}
+    assert said == {index: whole(alone(PROMPTS[index], chat=False)[0]) for index in range(2)}
+    token = AutoTokenizer.from_pretrained(model).encode("z", add_special_tokens=False)[0]
+    biased = frontend.ask({**asked, "prompt": "a", "logit_bias": {str(token): 100}}, COMPLETIONS).document
+    assert biased["choices"][0]["text"] == NEW * "z"
+    schema = {"type": "json_schema", "json_schema": {"name": "answer", "schema": {"enum": ["yes", "no"]}}}
+    judged = frontend.ask({**asked, "messages": messages("a"), "response_format": schema}, CHAT).document
+    assert json.loads(judged["choices"][0]["message"]["content"]) in ("yes", "no")
+
+
+def test_a_completions_stream_tells_its_usage(frontend, alone):
+    text, size, new = alone(PROMPTS[0], chat=False)
+    asked = {"prompt": PROMPTS[0], "max_tokens": NEW, "temperature": 0, "stream": True}
+    *chunks, last, done = frontend.ask({**asked, "stream_options": {"include_usage": True}}, COMPLETIONS).events
+    assert whole("".join(chunk["choices"][0]["text"] for chunk in chunks)) == whole(text)
+    assert (last["usage"]["prompt_tokens"], last["usage"]["completion_tokens"], done) == (size, new, "[DONE]")
 
 
 def test_an_adapter_says_what_its_merged_weights_say(model, frontend, alone, tmp_path):

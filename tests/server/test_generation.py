@@ -17,6 +17,7 @@ import requests
 from client import ManagementClient
 from tests.support import archives, tiny_models
 from tests.support.grpc import Inference
+from tests.support.openai_clients import twenty_four_say
 from tests.support.reference import generated
 from tests.support.rounds import PROMPTS, messages, whole
 from tests.support.serving import Serving, served
@@ -75,6 +76,11 @@ def test_the_openai_client(chat, wanted):
         chat.chat.completions.create(model="other", messages=messages("a"))
     with pytest.raises(openai.BadRequestError, match="temperature"):
         chat.chat.completions.create(model="chat", messages=messages("a"), temperature=3)
+
+
+def test_the_asynchronous_openai_client(server, wanted):
+    for prompt, said in twenty_four_say(f"{server.inference_url}/predictions/chat/1.0/v1", NEW):
+        assert whole(said) == whole(wanted[prompt])
 
 
 def test_a_native_stream_comes_piece_by_piece(server, wanted):

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-import openai
 import psutil
 import pytest
 import requests
 
 from client import ManagementClient
 from tests.support import archives, tiny_models
+from tests.support.openai_clients import twenty_four_say
 from tests.support.reference import generated
-from tests.support.rounds import PROMPTS, messages, whole
+from tests.support.rounds import PROMPTS, whole
 from tests.support.serving import served
 
 pytestmark = [
@@ -58,23 +57,7 @@ def engines(server):
 def test_the_openai_client_async_and_streaming(server, model):
     wanted = {prompt: whole(generated(model, prompt, NEW)[0]) for prompt in PROMPTS}
 
-    async def ask(client, prompt, stream):
-        asked = {"model": "chat", "messages": messages(prompt), "max_tokens": NEW, "temperature": 0}
-        if not stream:
-            answer = await client.chat.completions.create(**asked)
-            assert answer.usage.prompt_tokens
-            return prompt, answer.choices[0].message.content
-        stream = await client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True})
-        chunks = [chunk async for chunk in stream]
-        assert chunks[-1].usage.completion_tokens and not chunks[-1].choices
-        return prompt, "".join(chunk.choices[0].delta.content or "" for chunk in chunks[:-1])
-
-    async def everybody():
-        url = f"{server.inference_url}/predictions/chat/1.0/v1"
-        async with openai.AsyncOpenAI(base_url=url, api_key="-", max_retries=0) as client:
-            return await asyncio.gather(*(ask(client, PROMPTS[n % 4], n % 2 == 0) for n in range(24)))
-
-    for prompt, said in asyncio.run(everybody()):
+    for prompt, said in twenty_four_say(f"{server.inference_url}/predictions/chat/1.0/v1", NEW):
         assert whole(said) == wanted[prompt]
 
 
