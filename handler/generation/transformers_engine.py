@@ -34,7 +34,7 @@ PAGE = 256  # tokens that a request's memory is measured in
 STEP_TOKENS = {"cpu": 512, "cuda": 2048}
 # On a GPU a step is one graph, made for its size when it first comes, which takes some 0.1 s: few sizes, then.
 LEAST_QUERIES, LEAST_READ = 16, 1024
-KEPT_GRAPHS = 128  # some 10 MB of the worker's memory each, with 28 layers
+KEPT_GRAPHS = 128  # with 28 layers a worker grew in steps of 12 MB while new ones were made
 COLD = 0.01  # a temperature below which the likeliest token is taken: logits over it would leave float32
 UNDRAWN = {"temperature": 1.0, "top_k": 1, "top_p": 1.0}  # the likeliest token, whatever is drawn
 
