@@ -105,8 +105,8 @@ class Generation:
 
     def _ours(self, dtype: str) -> OurEngine:
         handler = {"cache_tokens": CACHE_TOKENS, "dtype": dtype}
-        device = {"cuda": "gpu"}.get(self.settings.device, self.settings.device)
-        return OurEngine("transformers", handler, (f"deviceType={device}", *self.settings.overrides))
+        more = (f"deviceType={self.settings.device_type}", *self.settings.overrides)
+        return OurEngine("transformers", handler, more)
 
     def _serve(self, stack: ExitStack, candidate: Candidate, model: Path) -> Job:
         """Starts it, and holds ours to the device that was asked for."""

@@ -88,10 +88,13 @@ class Run:
             self.say(f"making {name}")
             count = make_model(self._models / name, sizes, self.tokenizer, self.settings.seed)
             self.report.parameters[name] = count
-        wanted = self.deployments()
+        wanted, settings = self.deployments(), self.settings
         self.say(f"building {len(wanted)} archives")
-        device = {"cuda": "gpu", "cpu": "cpu"}[self.settings.device]
-        common = (f"deviceType={device}", f"batchSize={self.settings.batch_size}", *self.settings.overrides)
+        common = (
+            f"deviceType={settings.device_type}",
+            f"batchSize={settings.batch_size}",
+            *settings.overrides,
+        )
         build_all(wanted, self._models, self._store, common, min(BUILDS, os.cpu_count() or 1))
 
     def _correctness(self, model: str) -> None:

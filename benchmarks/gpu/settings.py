@@ -82,6 +82,11 @@ class Settings:
     seed: int = 7
 
     @property
+    def device_type(self) -> str:
+        """The device as an archive's deviceType names it."""
+        return {"cuda": "gpu", "cpu": "cpu"}[self.device]
+
+    @property
     def architectures(self) -> dict[str, Architecture]:
         """The models of this run."""
         sizes = SMALL_SIZE if self.small else FULL_SIZE

@@ -92,7 +92,7 @@ def _manager(model: Any, config: HandlerConfig, most: int) -> Any:
             shared.update(do_sample=True, temperature=0.5, top_k=2, top_p=0.5, use_cache=False)
             on_cpu = model.device.type == "cpu"
             self._cb = self._batching(shared, graphs=not on_cpu)
-            if not on_cpu and not self._has_graphs():
+            if not on_cpu and not self._capture():
                 logger.warning("this model's steps cannot be made into CUDA graphs; each operation is launched")
                 self._cb = self._batching(shared, graphs=False)
             if on_cpu:  # in a graph nothing may depend on what is asked for, and a GPU sorts fast
@@ -124,8 +124,8 @@ def _manager(model: Any, config: HandlerConfig, most: int) -> Any:
                 ),
             )
 
-        def _has_graphs(self) -> bool:
-            """Makes the largest, whose memory all others share; whether that worked. It only warns of failures."""
+        def _capture(self) -> bool:
+            """Makes the largest graph, whose memory all others share; whether that worked. It raises nothing."""
             self._cb.batch_processor = self._cb._create_batch_processor()
             in_few_sizes(self._cb.batch_processor.model_runner)
             self._cb.batch_processor.inputs_and_outputs.graphs = kept = kept_graphs()
