@@ -149,6 +149,8 @@ def _message_problems(messages: Any) -> Iterator[Problem]:
         calls = message.get("tool_calls")
         if message.get("role") not in ROLES:
             yield Problem(f"{where}.role", f"expected one of {', '.join(ROLES)}")
+        elif not isinstance(message.get("name") or "", str):
+            yield Problem(f"{where}.name", "expected a string")
         elif calls and not (isinstance(calls, list) and all(map(_is_call, calls))):
             yield Problem(f"{where}.tool_calls", "expected a list of calls of functions, whose arguments are JSON")
         elif not _is_content(message.get("content")) and not calls:

@@ -164,6 +164,13 @@ def _handlers(name: str, model: Any, tokenizer: Any, state: _State) -> tuple[Any
     class Chat(Strict, chat_completion.ChatCompletionHandler):  # type: ignore[misc]
         _valid_params_class = ChatParameters
 
+        @staticmethod
+        def get_processor_inputs_from_messages(messages: list[dict[str, Any]], modality: Any) -> list[Any]:
+            """With who speaks, which its own leaves out and templates may show."""
+            made = chat_completion.ChatCompletionHandler.get_processor_inputs_from_messages(messages, modality)
+            named = [{"name": message["name"]} if "name" in message else {} for message in messages]
+            return [{**one, **name} for one, name in zip(made, named, strict=True)]
+
         def _validate_request(self, body: dict[str, Any]) -> None:
             super()._validate_request(body)
             if not tokenizer.chat_template:

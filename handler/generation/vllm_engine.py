@@ -77,6 +77,7 @@ def build(directory: Path, config: ModelConfig, device: torch.device, name: str)
             f"handler.engine vllm needs vLLM ({error}): pip install --no-deps -r requirements-vllm.txt"
         ) from error
     arguments = read_arguments(config.handler.vllm or {}, directory, config, name)
+    _count_whole_prompts()
     if device.type == "cpu" and arguments.lora_modules:
         # One place more than there are adapters, which stays empty: requests without one get what has the last
         # place from vLLM's kernels for CPUs, as their index is -1 (vllm/lora/ops/torch_ops/lora_ops.py:31).
@@ -123,6 +124,23 @@ def _choose_gpus(config: ModelConfig, device: torch.device) -> None:
     seen = [number for number in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if number]
     if wanted:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(seen[index] if seen else str(index) for index in wanted)
+
+
+def _count_whole_prompts() -> None:
+    """A prompt that is too long is refused with its length, not with one token more than what fits.
+
+    vLLM stops reading there to spare work (vllm/renderers/params.py:351). It has refused before what has more
+    characters than that many tokens can have, and a body has its limit: there is little to spare.
+    """
+    from vllm.renderers.params import TokenizeParams  # noqa: PLC0415
+
+    stock = TokenizeParams.get_encode_kwargs
+
+    def get_encode_kwargs(self: Any) -> dict[str, Any]:
+        asked = stock(self)
+        return asked if self.truncate_prompt_tokens is not None else {**asked, "truncation": False, "max_length": None}
+
+    TokenizeParams.get_encode_kwargs = get_encode_kwargs
 
 
 def _fields(tasks: Collection[str]) -> dict[str, frozenset[str]]:

@@ -20,6 +20,7 @@ from tests.support.rounds import (
     PROMPTS,
     Client,
     Frontend,
+    a_speakers_name_is_read,
     messages,
     settled,
     thirty_two_say_what_each_says_alone,
@@ -112,6 +113,10 @@ def test_thirty_two_at_once_say_what_each_says_alone(frontend, alone):
     thirty_two_say_what_each_says_alone(frontend, alone)
 
 
+def test_a_speakers_name_is_read(frontend, model):
+    a_speakers_name_is_read(frontend, model)
+
+
 def test_padded_steps_say_the_same(model, alone):
     """On a GPU a step is a graph of one of few sizes; a CPU has no graphs, and pads in the same way."""
     service = worker.start(model.parent, task="text-generation", max_new_tokens=64)
@@ -181,6 +186,7 @@ def test_each_request_samples_for_itself(frontend, alone):
         (CHAT, {}, 400, "messages"),
         (CHAT, {"messages": []}, 400, "at least one message"),
         (CHAT, {"messages": [{"role": "user"}]}, 400, "messages[0].content"),
+        (CHAT, {"messages": [{"role": "user", "content": "a", "name": 7}]}, 400, "messages[0].name"),
         (CHAT, {"messages": [{"role": "user", "content": "a"}], "temperature": 3}, 400, "temperature"),
         (CHAT, {"messages": [{"role": "user", "content": "a"}], "max_tokens": 0}, 400, "max_tokens"),
         (CHAT, {"messages": [{"role": "user", "content": "a"}], "n": 2}, 400, "n: this engine does not do this"),

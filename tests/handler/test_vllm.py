@@ -20,6 +20,7 @@ import torch
 from transformers import AutoTokenizer
 
 from handler.config import ConfigError, read_config
+from handler.errors import LoadError
 from handler.generation.guard import LOOK_SECONDS
 from handler.generation.vllm_arguments import read_arguments
 from handler.generation.vllm_engine import _choose_gpus
@@ -29,6 +30,7 @@ from tests.support.rounds import (
     NEW,
     PROMPTS,
     Frontend,
+    a_speakers_name_is_read,
     messages,
     settled,
     thirty_two_say_what_each_says_alone,
@@ -102,6 +104,10 @@ def test_thirty_two_at_once_say_what_each_says_alone(frontend, alone):
     thirty_two_say_what_each_says_alone(frontend, alone)
 
 
+def test_a_speakers_name_is_read(frontend, model):
+    a_speakers_name_is_read(frontend, model)
+
+
 def test_what_the_protocol_has_and_transformers_engine_has_not(frontend, alone):
     text, size, _ = alone(PROMPTS[1])
     ask = {"messages": messages(PROMPTS[1]), "max_tokens": NEW}
@@ -162,7 +168,7 @@ def test_an_adapter_says_what_its_merged_weights_say(model, frontend, alone, tmp
     ("path", "document", "status", "says"),
     [
         ("", {"prompt": "a", "max_new_tokens": 65}, 422, "the limit is 64"),
-        ("", {"prompt": "a " * 600}, 400, "maximum context length is 512"),
+        ("", {"prompt": "a " * 600}, 400, "maximum context length is 512 tokens. However, your prompt contains 6"),
         (CHAT, {"messages": []}, 400, "at least one message"),
         (CHAT, {"messages": [{"role": "wizard", "content": "a"}]}, 400, "messages[0].role"),
         (CHAT, {"messages": messages("a"), "temperature": 3}, 400, "temperature"),
@@ -170,6 +176,7 @@ def test_an_adapter_says_what_its_merged_weights_say(model, frontend, alone, tmp
         (CHAT, {"messages": messages("a"), "wrong": 0}, 400, "wrong: this engine does not do this"),
         (CHAT, {"messages": messages("a"), "kv_transfer_params": {}}, 400, "kv_transfer_params"),
         (CHAT, {"messages": messages("a"), "tempersture": 1}, 400, "did you mean temperature"),
+        (CHAT, {"messages": [{**messages("a")[0], "name": 7}]}, 400, "messages[0].name: expected a string"),
         (CHAT, {"messages": messages("wizardry")}, 400, "no wizardry"),
         (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "parts of text"),
         (CHAT, {"messages": messages("a"), "model": "other"}, 404, "only tiny, parrot is served"),
@@ -245,6 +252,12 @@ def test_arguments_are_those_of_vllms_own_parser(model):
     assert (given.enable_prefix_caching, given.quantization, given.tensor_parallel_size) == (False, "fp8", 2)
     assert [(one.name, one.path) for one in given.lora_modules] == [("parrot", str(model / "adapters/parrot"))]
     assert (given.max_num_seqs, given.served_model_name, given.dtype) == (64, ["tiny"], "float32")
+
+
+def test_without_it_one_line_says_what_to_install(model, monkeypatch):
+    monkeypatch.setitem(sys.modules, "vllm.entrypoints.launchers.api_server", None)
+    with pytest.raises(LoadError, match=r"^handler.engine vllm needs vLLM .*requirements-vllm.txt$"):
+        worker.start(model.parent, task="text-generation", engine="vllm")
 
 
 def test_every_wrong_argument_is_named_at_once(model):

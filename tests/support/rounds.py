@@ -6,7 +6,10 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
+
+from transformers import AutoTokenizer
 
 from tests.support import frames
 
@@ -111,6 +114,14 @@ def thirty_two_say_what_each_says_alone(frontend: Frontend, alone: Callable[[str
         assert client.pieces[0].content_type.startswith("text/event-stream") == document["stream"]
         events = client.events[:-1] if document["stream"] else [{"text": client.document["response"]}]
         assert whole("".join(event["text"] for event in events)) == wanted[document["prompt"]]
+
+
+def a_speakers_name_is_read(frontend: Frontend, model: Path) -> None:
+    """By the chat template, which shows it."""
+    asked = [{**messages("a")[0], "name": "ann"}]
+    answered = frontend.ask({"messages": asked, "max_tokens": NEW}, "v1/chat/completions").document
+    tokens = AutoTokenizer.from_pretrained(model).apply_chat_template(asked, add_generation_prompt=True)
+    assert answered["usage"]["prompt_tokens"] == len(tokens["input_ids"])
 
 
 def wing(service: Any) -> Any:
