@@ -10,6 +10,7 @@ import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 KNOWN = {"FROM", "ARG", "ENV", "WORKDIR", "COPY", "RUN", "USER", "EXPOSE", "HEALTHCHECK", "ENTRYPOINT"}
@@ -95,15 +96,17 @@ def ignored(path: str, patterns: Sequence[str]) -> bool:
     parents = ["/".join(path.split("/")[: count + 1]) for count in range(path.count("/") + 1)]
     out = False
     for pattern in patterns:
-        if any(re.fullmatch(as_expression(pattern.lstrip("!").strip("/")), parent) for parent in parents):
+        if any(map(as_expression(pattern.lstrip("!").strip("/")).fullmatch, parents)):
             out = not pattern.startswith("!")
     return out
 
 
-def as_expression(pattern: str) -> str:
+@cache
+def as_expression(pattern: str) -> re.Pattern[str]:
     """Go's filepath.Match with Docker's `**`, as a regular expression."""
     parts = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    return "".join(parts.get(part) or re.escape(part) for part in re.split(r"(\*\*/|\*\*|\*|\?)", pattern))
+    found = re.split(r"(\*\*/|\*\*|\*|\?)", pattern)
+    return re.compile("".join(parts.get(part) or re.escape(part) for part in found))
 
 
 def ignore_patterns(path: Path) -> list[str]:
@@ -111,8 +114,12 @@ def ignore_patterns(path: Path) -> list[str]:
     return [line.strip() for line in path.read_text().splitlines() if line.strip() and not line.startswith("#")]
 
 
-def context(root: Path) -> list[Path]:
-    """Every file of the repository that would be sent to the engine, relative to the root."""
+def context(root: Path, source: str = "") -> list[Path]:
+    """Every file of the repository, or of one of its files and directories, that would be sent to the engine.
+
+    They are relative to the root.
+    """
     patterns = ignore_patterns(root / ".dockerignore")
-    files = (path.relative_to(root) for path in root.rglob("*") if path.is_file())
+    wanted = root / source
+    files = (path.relative_to(root) for path in (wanted, *wanted.rglob("*")) if path.is_file())
     return sorted(path for path in files if not ignored(str(path), patterns))

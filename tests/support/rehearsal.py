@@ -165,9 +165,7 @@ class Builder:
 def copy_context(source: str, into: Path) -> None:
     """What .dockerignore leaves of a file or directory of the repository; nothing is a mistake."""
     wanted = source.removeprefix("./").rstrip("/")
-    found = [
-        path for path in dockerfile.context(ROOT) if str(path) == wanted or str(path).startswith(f"{wanted}/")
-    ]
+    found = dockerfile.context(ROOT, wanted)
     assert found, f"COPY {source}: nothing of it is in the context"
     for path in found:
         target = into / (path.relative_to(wanted) if (ROOT / wanted).is_dir() else path.name)
