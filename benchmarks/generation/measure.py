@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import statistics
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 from benchmarks.candidates.candidate import Candidate, Job
@@ -24,10 +24,11 @@ from benchmarks.generation.candidates import (
 )
 from benchmarks.generation.leaks import leaks
 from benchmarks.generation.models import directory, prompts
-from benchmarks.generation.streams import Streamed, load, whole
+from benchmarks.generation.streams import whole
+from benchmarks.generation.turns import in_turns
 from benchmarks.processes import running
 
-WARM, WAVES = 3, 8  # of streams, before a measurement and in it; Java compiles what it runs often
+WARM, TURNS, WAVES = 12, 4, 3  # waves of streams before the turns of a round, turns, and waves in each
 LEAK_CACHE_BYTES = 1 << 26  # of vLLM's: so small that the first streams have touched all of it
 
 
@@ -46,14 +47,15 @@ def measure(rounds: int, streams: int, results: Results, say: Callable[[str], No
     found: dict[str, Any] = {one.name: {"rates": [], "first": []} for pair in pairs.values() for one in pair}
     for number in range(rounds):
         for pair in pairs.values():
-            for candidate in pair if number % 2 == 0 else reversed(pair):
-                figures = _streamed(candidate)
-                found[candidate.name]["rates"].append(figures.tokens_per_second)
-                found[candidate.name]["first"].append(statistics.median(figures.first))
-                say(
-                    f"[{number + 1}/{rounds}] {candidate.name}: {figures.tokens_per_second:.0f} tokens/s, "
-                    f"first text {1e3 * statistics.median(figures.first):.0f} ms"
-                )
+            with ExitStack() as stack:
+                say(f"[{number + 1}/{rounds}] starting {' and '.join(candidate.name for candidate in pair)}")
+                served = [(candidate, stack.enter_context(_at_work(candidate))) for candidate in pair]
+                for turn, candidate, figures in in_turns(served, TURNS, WARM, WAVES):
+                    first = statistics.median(figures.first)
+                    found[candidate.name]["rates"].append(figures.tokens_per_second)
+                    found[candidate.name]["first"].append(first)
+                    rate = f"{figures.tokens_per_second:.0f} tokens/s, first text {1e3 * first:.0f} ms"
+                    say(f"  [{turn + 1}/{TURNS}] {candidate.name}: {rate}")
     results.extra["streams"] = found
     answers: dict[str, list[float]] = {"ours": [], "seed": []}
     for number in range(rounds):
@@ -66,15 +68,6 @@ def measure(rounds: int, streams: int, results: Results, say: Callable[[str], No
         say(f"{streams} streams, {ours.name}: one in three is left midway")
         with _at_work(ours) as job:
             results.extra["leaks"][ours.name] = leaks(ours, job, streams, say)
-
-
-def _streamed(candidate: Candidate) -> Streamed:
-    texts, warm = prompts((WARM + WAVES) * STREAMS), WARM * STREAMS
-    with _at_work(candidate) as job:
-        wire = candidate.wires[TASK]
-        bodies = [wire.body(text) for text in texts]
-        asyncio.run(load(job.port, wire.path, bodies[:warm], STREAMS, NEW))
-        return asyncio.run(load(job.port, wire.path, bodies[warm:], STREAMS, NEW))
 
 
 def _answered(candidate: Candidate) -> float:

@@ -18,7 +18,6 @@ from benchmarks.candidates.candidate import Candidate, Job
 from benchmarks.generation.candidates import (
     CACHE_TOKENS,
     NEW,
-    STREAMS,
     TASK,
     OurEngine,
     TransformersServe,
@@ -26,7 +25,7 @@ from benchmarks.generation.candidates import (
 )
 from benchmarks.generation.leaks import leaks
 from benchmarks.generation.models import SIZES, Sizes, make, prompts
-from benchmarks.generation.streams import load
+from benchmarks.generation.turns import in_turns
 from benchmarks.gpu import machine
 from benchmarks.gpu.report import Greedy, Leaks, Streams
 from benchmarks.gpu.settings import Settings
@@ -83,13 +82,10 @@ class Generation:
             jobs: list[tuple[Candidate, Job]] = [
                 (each, self._serve(stack, each, large)) for each in (ours, theirs)
             ]
-            for each, job in jobs:
-                _drive(each, job, WARM)
-            for number in range(rounds):
-                for each, job in jobs if number % 2 == 0 else reversed(jobs):
-                    rate, first = _drive(each, job, WAVES)
-                    self.say(f"  [{number + 1}/{rounds}] {each.name}: {rate:.0f} tokens/s, first {first:.0f} ms")
-                    yield Streams(each.name, settings.dtype, number, rate, first)
+            for number, each, figures in in_turns(jobs, rounds, WARM, WAVES):
+                rate, first = figures.tokens_per_second, 1e3 * statistics.median(figures.first)
+                self.say(f"  [{number + 1}/{rounds}] {each.name}: {rate:.0f} tokens/s, first {first:.0f} ms")
+                yield Streams(each.name, settings.dtype, number, rate, first)
         with ExitStack() as stack:
             job = self._serve(stack, ours, large)
             before = machine.gpu_memory()
@@ -118,14 +114,6 @@ class Generation:
         if isinstance(candidate, OurEngine) and f"serving {TASK} on {self.settings.device}" not in said:
             raise Failed(f"the worker did not say that it serves on {self.settings.device}")
         return job
-
-
-def _drive(candidate: Candidate, job: Job, waves: int) -> tuple[float, float]:
-    """Tokens a second, and the median of ms to a first text."""
-    wire = candidate.wires[TASK]
-    bodies = [wire.body(text) for text in prompts(waves * STREAMS)]
-    found = asyncio.run(load(job.port, wire.path, bodies, STREAMS, NEW))
-    return found.tokens_per_second, 1e3 * statistics.median(found.first)
 
 
 def answers(port: int, path: str, chosen: Sequence[str], connections: int, tokens: int) -> list[str]:

@@ -138,7 +138,11 @@ def _count_whole_prompts() -> None:
 
     def get_encode_kwargs(self: Any) -> dict[str, Any]:
         asked = stock(self)
-        return asked if self.truncate_prompt_tokens is not None else {**asked, "truncation": False, "max_length": None}
+        return (
+            asked
+            if self.truncate_prompt_tokens is not None
+            else {**asked, "truncation": False, "max_length": None}
+        )
 
     TokenizeParams.get_encode_kwargs = get_encode_kwargs
 

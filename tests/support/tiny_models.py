@@ -120,7 +120,8 @@ def left_filler(directory: Path) -> Path:
 # As Mistral's and Qwen's own: a content may be a string or a list of parts.
 CHAT_TEMPLATE = """{%- for message in messages -%}
 {%- if message.content == "wizardry" %}{{ raise_exception("no wizardry") }}{% endif -%}
-<{{ message.role }}{% if message.name %} {{ message.name }}{% endif %}>{{ message.content if message.content is string else message.content[0].text }}
+<{{ message.role }}{% if message.name %} {{ message.name }}{% endif -%}
+>{{ message.content if message.content is string else message.content[0].text }}
 {%- endfor -%}
 {%- if add_generation_prompt %}<assistant>{% if enable_thinking is false %}<quiet>{% endif %}{% endif -%}"""
 
