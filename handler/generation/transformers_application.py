@@ -13,6 +13,7 @@ from typing import Any, get_type_hints
 from handler.errors import MAX_MESSAGE
 from handler.generation.application import Asgi, Event
 from handler.generation.openai_protocol import CHAT, COMPLETIONS
+from handler.generation.tool_calls import forgive
 from handler.protocols.openai_embeddings import error_document
 
 # What the application takes and leaves undone: its own UNUSED_… fields, and what continuous batching drops.
@@ -166,10 +167,11 @@ def _handlers(name: str, model: Any, tokenizer: Any, state: _State) -> tuple[Any
 
         @staticmethod
         def get_processor_inputs_from_messages(messages: list[dict[str, Any]], modality: Any) -> list[Any]:
-            """With who speaks, which its own leaves out and templates may show."""
-            made = chat_completion.ChatCompletionHandler.get_processor_inputs_from_messages(messages, modality)
-            named = [{"name": message["name"]} if "name" in message else {} for message in messages]
-            return [{**one, **name} for one, name in zip(made, named, strict=True)]
+            """With what its own leaves out and templates may show: who speaks, and what is said beside a call."""
+            stock = chat_completion.ChatCompletionHandler.get_processor_inputs_from_messages
+            plain = [{name: message[name] for name in message if name != "tool_calls"} for message in messages]
+            made = zip(messages, stock(messages, modality), stock(plain, modality), strict=True)
+            return [{**message, **one, "content": said["content"]} for message, one, said in made]
 
         def _validate_request(self, body: dict[str, Any]) -> None:
             super()._validate_request(body)
@@ -187,7 +189,10 @@ def _handlers(name: str, model: Any, tokenizer: Any, state: _State) -> tuple[Any
 
 
 def _judging(tokenizer: Any) -> Any:
-    """The tokenizer, whose chat template fails at the request's cost: it takes values for what they should be."""
+    """The tokenizer, whose chat template fails at the request's cost: it takes values for what they should be.
+
+    What a model says of a call fails at nobody's.
+    """
     from fastapi import HTTPException  # noqa: PLC0415
 
     fill_in = tokenizer.apply_chat_template
@@ -200,6 +205,7 @@ def _judging(tokenizer: Any) -> Any:
             raise HTTPException(400, "the chat template cannot be filled in with this") from error
 
     tokenizer.apply_chat_template = judged
+    forgive(tokenizer)
     return tokenizer
 
 

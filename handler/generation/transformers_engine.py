@@ -22,6 +22,7 @@ from handler.errors import LoadError
 from handler.generation.application import Application, Asgi
 from handler.generation.engine import Engine, Load
 from handler.generation.sampling import choose
+from handler.generation.tool_calls import Forgiving
 from handler.generation.transformers_application import make_application
 from handler.loading import DTYPES, OFFLINE, check_directory
 
@@ -56,6 +57,8 @@ def build(directory: Path, whole: ModelConfig, device: torch.device, name: str) 
         **OFFLINE,
     )
     model = model.to(device).eval()
+    if undone := undone_processors(model):
+        logger.warning("what the model's generation config asks for is not done by this engine: %s", undone)
     manager = _manager(model, config, whole.server.batchSize)
     app, fields = make_application(name, model, tokenizer, manager)
 
@@ -74,6 +77,13 @@ def build(directory: Path, whole: ModelConfig, device: torch.device, name: str) 
         context_tokens=_context(model, config),
         load=manager.load,
     )
+
+
+def undone_processors(model: Any) -> str:
+    """What `generate` would do to scores by the model's own configuration, and continuous batching does not."""
+    processors = model._get_logits_processor(copy.deepcopy(model.generation_config))
+    done = ("TemperatureLogitsWarper", "TopKLogitsWarper", "TopPLogitsWarper")
+    return ", ".join(sorted({type(one).__name__ for one in processors} - {*done}))
 
 
 def _manager(model: Any, config: HandlerConfig, most: int) -> Any:
@@ -110,7 +120,7 @@ def _manager(model: Any, config: HandlerConfig, most: int) -> Any:
             self._cancel, self._cb.cancel_request = self._cb.cancel_request, self._cancel_whole
 
         def _batching(self, shared: GenerationConfig, graphs: bool) -> Any:
-            return model.init_continuous_batching(
+            batching = model.init_continuous_batching(
                 generation_config=shared,
                 continuous_batching_config=ContinuousBatchingConfig(
                     page_size=PAGE,
@@ -123,6 +133,23 @@ def _manager(model: Any, config: HandlerConfig, most: int) -> Any:
                     per_request_processors=True,
                 ),
             )
+            batching.output_router.output_queue = _Nobody()
+            stock, body = batching._create_batch_processor, batching._generation_loop_body
+
+            def create() -> Any:
+                processor = stock()
+                let_others_in(processor.scheduler)
+                return processor
+
+            def step(processor: Any, bootstrapping: bool) -> bool:
+                try:
+                    return bool(body(processor, bootstrapping))
+                except FloatingPointError as error:
+                    fail_active(processor, error)
+                    return True
+
+            batching._create_batch_processor, batching._generation_loop_body = create, step
+            return batching
 
         def _capture(self) -> bool:
             """Makes the largest graph, whose memory all others share; whether that worked. It raises nothing."""
@@ -148,8 +175,18 @@ def _manager(model: Any, config: HandlerConfig, most: int) -> Any:
                 self._router.result_handlers.pop(request_id, None)
             self._cancel(request_id)
 
-        def generate_streaming(self, model: Any, processor: Any, inputs: Any, gen_config: Any, **more: Any) -> Any:
+        def generate_streaming(
+            self,
+            model: Any,
+            processor: Any,
+            inputs: Any,
+            gen_config: Any,
+            response_parser: Any = None,
+            **more: Any,
+        ) -> Any:
             self._prepare(model, inputs, gen_config)
+            if response_parser is not None:
+                more["response_parser"] = Forgiving(response_parser)
             with self._router._lock:  # it says whom to tell only after it has added the request
                 return super().generate_streaming(model, processor, inputs, gen_config, **more)
 
@@ -171,6 +208,37 @@ def _manager(model: Any, config: HandlerConfig, most: int) -> Any:
     manager = PerRequest()
     manager.start()
     return manager
+
+
+class _Nobody:
+    """Reads the outputs of requests that nobody waits for any more: the engine would keep all of them."""
+
+    def put(self, output: Any) -> None:
+        """Forgets it."""
+
+
+def let_others_in(scheduler: Any) -> None:
+    """Has a scheduler begin new requests again once one was cancelled.
+
+    It stops when its memory is full, and goes on when a request has ended (continuous_api.py:569); if all that
+    were begun are cancelled instead, none ever would.
+    """
+    stock = scheduler.clear_cancelled_requests
+
+    def clear_cancelled_requests() -> Any:
+        if cancelled := stock():
+            scheduler.block_new_requests = False
+        return cancelled
+
+    scheduler.clear_cancelled_requests = clear_cancelled_requests
+
+
+def fail_active(processor: Any, error: Exception) -> None:
+    """Fails the requests that have begun, of which each may have spoiled the others; those that wait go on."""
+    for state in tuple(processor.scheduler.active_requests.values()):
+        processor._handle_request_error(error, state)
+        processor.scheduler.finish_request(state.request_id)
+    processor.scheduler.block_new_requests = False
 
 
 def in_few_sizes(runner: Any) -> None:
@@ -219,10 +287,15 @@ def padded(size: int, least: int, most: int) -> int:
 
 
 def _drawing(stock: Any) -> Any:
-    """The engine's processors, which judge and keep each request's sampling; the drawing is ours."""
+    """The engine's processors, which judge and keep each request's sampling; the drawing is ours.
+
+    It raises FloatingPointError where the model gives no numbers.
+    """
 
     class Drawing(type(stock)):  # type: ignore[misc]
         def __call__(self, ids: torch.Tensor, scores: torch.Tensor, arguments: torch.Tensor) -> torch.Tensor:
+            if not scores.amax(-1).isfinite().all():
+                raise FloatingPointError("the model's scores are no numbers")
             temperature, top_k, top_p = arguments[:, : len(scores)]  # as int32, whatever they are
             return choose(scores, temperature.view(torch.float32), top_k, top_p.view(torch.float32))
 

@@ -29,6 +29,7 @@ from tests.support.rounds import (
 )
 
 CHAT, COMPLETIONS = "v1/chat/completions", "v1/completions"
+DEEP = 300 * '{"a":' + "1" + 300 * "}"
 
 
 def called(arguments):
@@ -187,6 +188,8 @@ def test_each_request_samples_for_itself(frontend, alone):
         (CHAT, {"messages": []}, 400, "at least one message"),
         (CHAT, {"messages": [{"role": "user"}]}, 400, "messages[0].content"),
         (CHAT, {"messages": [{"role": "user", "content": "a", "name": 7}]}, 400, "messages[0].name"),
+        (CHAT, {"messages": [{"role": "user", "content": "a", "contnet": "b"}]}, 400, "did you mean content"),
+        (CHAT, {"messages": [{"role": "assistant", "tool_calls": [called(DEEP)]}]}, 400, "arguments are JSON"),
         (CHAT, {"messages": [{"role": "user", "content": "a"}], "temperature": 3}, 400, "temperature"),
         (CHAT, {"messages": [{"role": "user", "content": "a"}], "max_tokens": 0}, 400, "max_tokens"),
         (CHAT, {"messages": [{"role": "user", "content": "a"}], "n": 2}, 400, "n: this engine does not do this"),
@@ -245,6 +248,58 @@ def test_a_conversation_goes_on_with_what_was_answered(frontend):
         )
     ]
     assert len({answer.document["choices"][0]["message"]["content"] for answer in answers}) == 1
+
+
+def test_what_is_said_beside_a_call_is_read(frontend):
+    """And whatever a template may show of a message."""
+    asked = {"role": "assistant", "tool_calls": [called("{}")]}
+    sizes = [
+        frontend.ask({"messages": [*messages("a"), {**asked, "content": said}], "max_tokens": 1}, CHAT).document[
+            "usage"
+        ]["prompt_tokens"]
+        for said in ("", "a wonderful story", [{"type": "text", "text": "a wonderful story"}])
+    ]
+    assert sizes[0] < sizes[1] == sizes[2]
+
+
+@pytest.mark.parametrize(
+    "nothing",
+    [
+        {"stop": []},
+        {"logit_bias": {}},
+        {"tools": []},
+        {"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "none"},
+        {"top_logprobs": 0, "presence_penalty": 0.0},
+        {"modalities": ["text"]},
+        {"stream": True, "stream_options": {"include_usage": True, "include_obfuscation": False}},
+    ],
+)
+def test_what_asks_for_nothing_is_no_reason_to_refuse(frontend, nothing):
+    assert frontend.ask({"messages": messages("a"), "max_tokens": 1, **nothing}, CHAT).status == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (CHAT, f'{{"messages": [{{"role": "user", "content": "a"}}], "chat_template_kwargs": {DEEP}}}'),
+        ("", f'{{"messages": [{{"role": "user", "content": "a", "x": {DEEP}}}]}}'),
+    ],
+)
+def test_deep_nesting_is_the_clients_mistake(frontend, path, body):
+    assert frontend.ask(body.encode(), path).status == 400
+
+
+def test_gauges_come_to_rest(service, frontend):
+    """Whoever scales by them would see the last busy moment until somebody asks again."""
+    asked = [frontend.post({"prompt": "a", "max_new_tokens": 64}) for _ in range(4)]
+    wing(service).gauges._told = 0.0
+    frontend.round()
+    assert not wing(service).gauges.at_rest
+    frontend.run(*asked)
+    end = time.monotonic() + 5
+    while not wing(service).gauges.at_rest:
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 @pytest.mark.parametrize(
@@ -332,21 +387,6 @@ def test_bad_and_good_share_a_round(frontend, alone):
     frontend.run()
     assert [client.status for client in bad] == [422, 400]
     assert [client.document["response"] for client in good] == [alone(prompt)[0] for prompt in PROMPTS]
-
-
-@pytest.mark.parametrize("stream", [True, False])
-def test_who_leaves_is_cancelled(service, frontend, stream):
-    ask = {"messages": messages("a"), "max_tokens": 64, "stream": stream}
-    left = [frontend.post(ask, CHAT) for _ in range(8)]
-    frontend.round()
-    assert len(wing(service).live) == 8
-    for client in left[1:]:
-        frontend.leave(client)
-    frontend.round()
-    assert len(wing(service).live) == 1
-    frontend.leave(left[0])  # and now there is no round any more
-    settled(service)
-    assert not wing(service).engine.load.__self__._router.result_handlers
 
 
 def test_an_answer_that_is_too_large_is_its_requests_alone(service, frontend, alone, monkeypatch):

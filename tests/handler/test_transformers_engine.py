@@ -1,0 +1,150 @@
+"""transformers' continuous batching where it would leak, hang, or answer with what is none."""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import time
+
+import pytest
+import torch
+from transformers.generation.continuous_batching.requests import GenerationOutput
+
+from tests.support import tiny_models, worker
+from tests.support.rounds import NEW, PROMPTS, Frontend, messages, settled, wing
+
+CHAT = "v1/chat/completions"
+LONG = 3000  # tokens, which take the engine many seconds
+
+
+def started(directory, **handler):
+    return worker.start(directory, task="text-generation", **handler)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """Of which no answer ends before its cap."""
+    model = tiny_models.chatter(tmp_path_factory.mktemp("chat") / "model", positions=4096)
+    for path in (model / "config.json", model / "generation_config.json"):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token_id": None}))
+    return model
+
+
+@pytest.fixture(scope="module")
+def service(model):
+    return started(model.parent, max_new_tokens=LONG)
+
+
+@pytest.fixture
+def frontend(service):
+    return Frontend(service)
+
+
+@pytest.fixture
+def calling(tmp_path):
+    """A service whose model calls a tool, it is said, from an F of its answer on: what follows is no JSON."""
+
+    def start(close):
+        model = tiny_models.chatter(tmp_path / "model")
+        path = model / "tokenizer_config.json"
+        call = {"open": "F", "close": close, "repeats": True, "content": "json"}
+        fields = {
+            "tool_calls": {**call, "transform": {"type": "function", "function": "{content}"}},
+            "content": {"close": "<never>", "content": "text"},
+        }
+        template = {"defaults": {"role": "assistant"}, "start_anchor": "<assistant>", "fields": fields}
+        path.write_text(json.dumps({**json.loads(path.read_text()), "response_template": template}))
+        return started(tmp_path, max_new_tokens=400)
+
+    return start
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_who_leaves_is_cancelled_within_two_seconds(service, frontend, stream):
+    left = [
+        frontend.post({"messages": messages("a"), "max_tokens": LONG, "stream": stream}, CHAT) for _ in range(8)
+    ]
+    while wing(service).engine.load().running < 8:
+        frontend.round()
+    for client in left[1:]:
+        frontend.leave(client)
+    end = time.monotonic() + 2
+    while wing(service).engine.load().running > 1:
+        assert time.monotonic() < end
+        frontend.round()
+    frontend.leave(left[0])  # and now there is no round any more
+    settled(service, 2)
+    assert not wing(service).engine.load.__self__._router.result_handlers
+
+
+def test_what_nobody_waits_for_is_not_kept(service, frontend):
+    def outputs():
+        gc.collect()
+        return sum(type(one) is GenerationOutput for one in gc.get_objects())
+
+    before = outputs()
+    for _ in range(3):
+        left = [frontend.post({"prompt": "a", "max_new_tokens": LONG, "stream": True}) for _ in range(8)]
+        while not all(client.pieces for client in left):
+            frontend.round()
+        for client in left:
+            frontend.leave(client)
+        settled(service)
+    assert outputs() <= before
+
+
+def test_others_are_let_in_when_all_have_left_a_full_memory(model):
+    service = started(model.parent, cache_tokens=512, max_new_tokens=LONG)
+    frontend, scheduler = Frontend(service), wing(service).engine.load.__self__.scheduler
+    asked = {"prompt": "a " * 150, "max_new_tokens": 300, "temperature": 1.5, "stream": True}
+    left = [frontend.post(asked) for _ in range(3)]
+    end = time.monotonic() + 30
+    while not scheduler.block_new_requests:
+        assert time.monotonic() < end, "the memory was never full"
+        frontend.round()
+    for client in left:
+        frontend.leave(client)
+    assert frontend.ask({"prompt": "a", "max_new_tokens": 2}).status == 200
+
+
+@pytest.mark.parametrize("close", ["</tool_call>", " "])
+def test_a_call_that_is_none_is_text(calling, close):
+    """It is cut off by the cap, or it is no JSON."""
+    service = calling(close)
+    frontend = Frontend(service)
+    asked = {"messages": messages(PROMPTS[0]), "max_tokens": 200}
+    whole = frontend.ask(asked, CHAT).document["choices"][0]
+    assert "F" in whole["message"]["content"] and whole["finish_reason"] == "length"
+    streamed = frontend.ask({**asked, "stream": True}, CHAT)
+    assert not any("error" in event for event in streamed.events[:-1]), streamed.events[-2:]
+    said = "".join(event["choices"][0]["delta"].get("content") or "" for event in streamed.events[:-1])
+    assert said == whole["message"]["content"]
+    settled(service)
+
+
+def test_a_model_that_gives_no_numbers_fails_what_has_begun(model):
+    service = started(model.parent, max_new_tokens=LONG)
+    frontend, loaded = Frontend(service), wing(service).engine.load.__self__._cb.model
+    wanted = frontend.ask({"prompt": "a", "max_new_tokens": NEW}).document
+    begun = frontend.post({"prompt": "a", "max_new_tokens": LONG, "stream": True})
+    while not begun.pieces:
+        frontend.round()
+    weight = loaded.lm_head.weight.detach().clone()
+    loaded.lm_head.weight.data.fill_(torch.nan)
+    frontend.run()
+    assert begun.events[-2]["error"]["type"] == "server_error"
+    drawn = frontend.ask({"prompt": "a", "max_new_tokens": 2, "temperature": 1})
+    assert drawn.status == 500 and "numbers" not in str(drawn.body)
+    loaded.lm_head.weight.data.copy_(weight)
+    assert frontend.ask({"prompt": "a", "max_new_tokens": NEW}).document == wanted
+
+
+def test_what_the_models_configuration_asks_for_in_vain_is_said(tmp_path, caplog):
+    model = tiny_models.chatter(tmp_path / "model")
+    path = model / "generation_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "repetition_penalty": 1.5, "temperature": 0.7}))
+    with caplog.at_level(logging.WARNING):
+        started(tmp_path)
+    [said] = [line for line in caplog.messages if "generation config asks for" in line]
+    assert said.endswith("not done by this engine: RepetitionPenaltyLogitsProcessor")
