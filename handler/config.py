@@ -392,6 +392,7 @@ def _not_for_generation(server: ServerConfig, handler: HandlerConfig) -> list[Pr
         "quantize",
         "compile",
         "max_tokens",
+        "max_text_bytes",
         "lanes",
         "cache_bytes",
         "deadline_seconds",

@@ -64,6 +64,7 @@ class Gauges:
 
     def __init__(self) -> None:
         self._told = 0.0
+        self.at_rest = False  # whether it was told that nothing is to do
 
     def are_due(self) -> bool:
         """Whether it is time again."""
@@ -76,6 +77,7 @@ class Gauges:
 
     def _values(self, look: Callable[[], Load], live: int) -> Iterator[Value]:
         load = look()
+        self.at_rest = not (live or load.running or load.waiting)
         yield "HandlerLive", "gauge", live, ()
         yield "HandlerRunning", "gauge", load.running, ()
         yield "HandlerWaiting", "gauge", load.waiting, ()

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import orjson
 
-from handler.errors import MAX_MESSAGE, shortened
+from handler.errors import MAX_MESSAGE, BadRequest, shortened
 from handler.protocols.openai_embeddings import error_document
 
 CHAT, COMPLETIONS, EMBEDDINGS, MODELS = "v1/chat/completions", "v1/completions", "v1/embeddings", "v1/models"
@@ -88,6 +88,14 @@ def bounded(error: bytes) -> bytes:
         said["message"] = shortened(str(said["message"]))
         return orjson.dumps(document)
     return error
+
+
+def written(document: Document) -> bytes:
+    """A request as an engine reads it. Raises BadRequest: orjson reads deeper nesting than it writes."""
+    try:
+        return orjson.dumps(document)
+    except orjson.JSONEncodeError as err:
+        raise BadRequest("the body is nested too deep, or has a number that is too large") from err
 
 
 def event_of(document: Document) -> bytes:

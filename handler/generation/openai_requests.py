@@ -23,18 +23,27 @@ HINTS = frozenset(
     ("metadata", "prompt_cache_key", "prompt_cache_retention", "safety_identifier", "service_tier", "user")
 )
 # Values that ask for nothing, of fields that an engine may not do.
-NOTHING: Mapping[str, object] = {
-    "n": 1,
-    "best_of": 1,
-    "presence_penalty": 0,
-    "frequency_penalty": 0,
-    "store": False,
-    "logprobs": False,
-    "echo": False,
-    "tool_choice": "auto",
-    "parallel_tool_calls": True,
-    "response_format": {"type": "text"},
+NOTHING: Mapping[str, tuple[object, ...]] = {
+    "n": (1,),
+    "best_of": (1,),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "store": (False,),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "echo": (False,),
+    "suffix": ("",),
+    "stop": ([], ""),
+    "logit_bias": ({},),
+    "tools": ([],),
+    "tool_choice": ("auto",),
+    "parallel_tool_calls": (True,),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
 }
+# Of a message; what is beside it would be passed over, and so would a word that is misspelt.
+MESSAGE = frozenset(("role", "content", "name", "tool_calls", "tool_call_id", "reasoning", "reasoning_content"))
+STREAM_OPTIONS = frozenset(("include_usage", "include_obfuscation"))
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 OBJECT = Rule("an object", lambda v: isinstance(v, dict))
 TOOLS = Rule(
@@ -49,6 +58,7 @@ class Limits:
 
     new_tokens: int  # of each answer
     sequences: int  # that are generated for it at once
+    inputs: int  # that are embedded for it
 
 
 @dataclass(frozen=True)
@@ -66,7 +76,7 @@ class Judged:
         Rule(
             "an object with include_usage",
             lambda v: (
-                isinstance(v, dict) and v.keys() <= {"include_usage"} and all(type(x) is bool for x in v.values())
+                isinstance(v, dict) and v.keys() <= STREAM_OPTIONS and all(type(x) is bool for x in v.values())
             ),
         ),
         "whether the stream ends with its usage",
@@ -92,6 +102,8 @@ def judge(path: str, document: Document, fields: frozenset[str], limits: Limits)
         limits: what one request may ask for.
     """
     said = {name: value for name, value in document.items() if value is not None and name not in HINTS}
+    if said.get("tool_choice") == "none" and "tool_choice" not in fields:
+        said = {name: value for name, value in said.items() if name not in ("tool_choice", "tools")}
     said = {name: value for name, value in said.items() if name in fields or not _is_nothing(name, value)}
     # A body of 1 MB has room for 100,000 wrong names, and each one's likeness to the known takes time.
     if problems := list(islice(_problems(path, said, fields, limits), MOST_PROBLEMS)):
@@ -124,12 +136,16 @@ def _excess(said: Document, limits: Limits) -> Iterator[Problem]:
     many = isinstance(prompts, list) and bool(prompts) and not isinstance(prompts[0], int)
     if said.get("n", 1) * (len(prompts) if many else 1) > limits.sequences:  # type: ignore[arg-type]
         yield Problem("n", f"expected at most {limits.sequences} answers to all prompts of a request together")
+    inputs = said.get("input")
+    if isinstance(inputs, list) and len(inputs) > limits.inputs and not isinstance(inputs[0], int):
+        yield Problem("input", f"{len(inputs)} texts; the limit is {limits.inputs}")
 
 
 def _is_nothing(name: str, value: object) -> bool:
-    if name not in NOTHING:
-        return False
-    return value == NOTHING[name] and isinstance(value, bool) == isinstance(NOTHING[name], bool)
+    return any(
+        value == nothing and isinstance(value, bool) == isinstance(nothing, bool)
+        for nothing in NOTHING.get(name, ())
+    )
 
 
 def _meant(name: str, fields: frozenset[str]) -> str:
@@ -149,6 +165,8 @@ def _message_problems(messages: Any) -> Iterator[Problem]:
         calls = message.get("tool_calls")
         if message.get("role") not in ROLES:
             yield Problem(f"{where}.role", f"expected one of {', '.join(ROLES)}")
+        elif beside := next((name for name in message if message[name] and name not in MESSAGE), None):
+            yield Problem(f"{where}.{label(beside)}", "no message has this" + _meant(beside, MESSAGE))
         elif not isinstance(message.get("name") or "", str):
             yield Problem(f"{where}.name", "expected a string")
         elif calls and not (isinstance(calls, list) and all(map(_is_call, calls))):
@@ -180,9 +198,11 @@ def _is_call(call: Any) -> bool:
     if not _is_function(call) or not isinstance(arguments := call["function"].get("arguments"), str):
         return False
     try:
-        return isinstance(orjson.loads(arguments), dict)
-    except orjson.JSONDecodeError:
+        read = orjson.loads(arguments)
+        orjson.dumps(read)  # no deeper than what can be written again
+    except (orjson.JSONDecodeError, orjson.JSONEncodeError):
         return False
+    return isinstance(read, dict)
 
 
 def _without_nothing(message: Document) -> Document:

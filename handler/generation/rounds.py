@@ -82,7 +82,7 @@ class Generation:
         self.engine = engine
         self.application = engine.application
         also_called = tuple(handler.served_model_names or ())
-        limits = Limits(handler.max_new_tokens, config.server.batchSize)
+        limits = Limits(handler.max_new_tokens, config.server.batchSize, handler.max_items)
         self.served = Served(model_name, engine, limits, handler.max_body_bytes, also_called)
         self.drain = Drain()
         self.gauges = Gauges()
@@ -270,7 +270,7 @@ class Generation:
     def _watch(self) -> None:
         """When the last client leaves there is no further round: then silence cancels what still runs.
 
-        And an engine that dies meanwhile is noticed before somebody asks.
+        And an engine that dies meanwhile is noticed before somebody asks, and gauges do not stay where they were.
         """
         while True:
             time.sleep(LOOK_SECONDS)
@@ -281,6 +281,8 @@ class Generation:
                 for gone in tuple(self.live):
                     self._let_go(gone)
                 self._end_with_the_engine()
+                if self.metrics is not None and self.gauges.are_due() and not self.gauges.at_rest:
+                    self.gauges.tell(self.engine.load, len(self.live), self.metrics)
 
     def _end_with_the_engine(self) -> None:
         if self.application.dead():

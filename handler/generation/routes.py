@@ -30,6 +30,7 @@ from handler.generation.openai_protocol import (
     event_of,
     text_of,
     with_usage,
+    written,
 )
 from handler.generation.openai_requests import Limits, judge
 from handler.protocols import protocol
@@ -166,7 +167,7 @@ def _openai(path: str, document: Document, served: Served) -> Route:
         return with_usage(document, event, wanted=options.get("include_usage", False))
 
     refuse = partial(error_reply, shape=openai_error)
-    return Route(Ask("POST", f"/{path}", orjson.dumps(asked)), whole, Stream(tell).piece, refuse, usage)
+    return Route(Ask("POST", f"/{path}", written(asked)), whole, Stream(tell).piece, refuse, usage)
 
 
 def _native(document: Document, served: Served) -> Route:
@@ -206,7 +207,7 @@ def _native(document: Document, served: Served) -> Route:
         text = "".join(map(text_of, document.get("choices", ())))
         return event_of({"text": text}) if text else b""
 
-    return Route(Ask("POST", f"/{path}", orjson.dumps(body)), whole, Stream(tell).piece, usage=usage)
+    return Route(Ask("POST", f"/{path}", written(body)), whole, Stream(tell).piece, usage=usage)
 
 
 def _answer(status: int, document: Document, usage: Usage) -> Reply:

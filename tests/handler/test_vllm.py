@@ -17,6 +17,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from prometheus_client import REGISTRY
 from transformers import AutoTokenizer
 
 from handler.config import ConfigError, read_config
@@ -224,11 +225,18 @@ def test_logprobs_beyond_the_limit_cost_the_worker_nothing(service, frontend, mo
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_who_leaves_is_cancelled(service, frontend, stream):
-    left = [frontend.post({"prompt": "a", "max_new_tokens": 64, "stream": stream}) for _ in range(8)]
+    def generated_tokens():
+        return REGISTRY.get_sample_value("vllm:generation_tokens_total", {"engine": "0", "model_name": "tiny"})
+
+    before = generated_tokens()
+    asked = {"messages": messages("a"), "max_tokens": 64, "ignore_eos": True, "stream": stream}
+    left = [frontend.post(asked, CHAT) for _ in range(8)]
     frontend.round()
-    for client in left:
+    for client in left[1:]:
         frontend.leave(client)
+    frontend.run()
     settled(service)
+    assert generated_tokens() - before < 8 * 64
 
 
 def arguments(model, **vllm):
@@ -289,6 +297,7 @@ def test_every_wrong_argument_is_named_at_once(model):
         ({"engine": "vllm", "cache_tokens": 1024}, "handler.cache_tokens: 1024: is to be left out"),
         ({"engine": "vllm", "attention": "eager"}, "handler.attention: eager"),
         ({"vllm": {"max_model_len": 1}}, "not for engine transformers"),
+        ({"max_text_bytes": 7}, "handler.max_text_bytes: 7: is to be left out"),
         ({"engine": "vllm", "vllm": 7}, "a mapping of vLLM's arguments"),
     ],
 )
@@ -357,7 +366,8 @@ def test_a_worker_that_is_killed_while_it_loads_leaves_no_process():
 def test_a_pooling_model_embeds(model):
     """One more engine; it takes the other's place in vLLM's metrics, so that it has to come after."""
     vllm = {**SMALL, "runner": "pooling", "convert": "embed"}
-    frontend = Frontend(worker.start(model.parent, task="text-generation", engine="vllm", vllm=vllm))
+    service = worker.start(model.parent, task="text-generation", engine="vllm", vllm=vllm, max_items=4)
+    frontend = Frontend(service)
     texts = [prompt for prompt in PROMPTS if prompt]
     answered = frontend.ask({"model": "tiny", "input": texts}, EMBEDDINGS).document
     assert [one["index"] for one in answered["data"]] == [0, 1, 2] and answered["model"] == "tiny"
@@ -370,6 +380,9 @@ def test_a_pooling_model_embeds(model):
     ):
         refused = frontend.ask({"prompt": "a"}, path)
         assert refused.status == 404 and says in refused.document["error"]["message"]
+    many = frontend.ask({"input": 5 * ["a"]}, EMBEDDINGS)
+    assert many.status == 400 and "input: 5 texts; the limit is 4" in many.document["error"]["message"]
+    assert frontend.ask({"input": [1, 2, 3, 4, 5]}, EMBEDDINGS).status == 200  # one text, as tokens
     packed = frontend.ask({"input": "a", "encoding_format": "bytes"}, EMBEDDINGS)
     assert packed.status == 400 and "float, base64" in packed.document["error"]["message"]
     wrong = frontend.ask({"input": "a", "dimension": 7}, EMBEDDINGS)
