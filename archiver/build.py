@@ -17,7 +17,7 @@ from pathlib import Path
 from archiver import fitting, golden, layout, pack, snapshot
 from archiver.errors import Refused
 from archiver.layout import HANDLER_ROOM, Member
-from archiver.manifest import clock
+from archiver.manifest import MANIFEST, clock
 from archiver.opening import opening
 from archiver.recipe import Recipe
 from archiver.snapshot import Snapshot
@@ -65,15 +65,17 @@ def build(
     if not export_path.is_dir():
         raise Refused(f"--export-path {export_path}: there is no such directory")
     target = export_path.resolve() / (recipe.name + pack.SUFFIXES[archive_format])
+    if target.is_dir() and not (archive_format == "no-archive" and (target / MANIFEST).is_file()):
+        raise Refused(f"{target}: is a directory, and no archive; nothing replaces it")
     if os.path.lexists(target) and not force:
         raise Refused(f"{target}: exists already; --force replaces it")
-    if archive_format != "no-archive" and target.is_dir():
-        raise Refused(f"{target}: is a directory; an archive cannot replace it")
     when = clock()
     chosen = snapshot.choose(recipe.model, recipe.tokenizer)
     if unfit := fitting.problems(recipe.config.handler, chosen):
         raise Refused(*unfit)
-    members = layout.members(recipe, chosen, handler_room, when)
+    members = layout.members(recipe, chosen, handler_room, when, say)
+    if any(isinstance(one.source, Path) and one.source.is_relative_to(target) for one in members):
+        raise Refused(f"{target}: holds files that are to be packed; it cannot be replaced by them")
     if recipe.golden:
         members = layout.by_name([*members, *golden.record(recipe, chosen, say)])
     for warning in recipe.warnings:

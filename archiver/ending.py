@@ -21,7 +21,8 @@ def ended(work: Callable[[], int], say: Callable[[str], None], after_signal: str
         after_signal: added to the line that names the signal.
     """
     for number in SIGNALS:
-        signal.signal(number, _interrupt)
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup(1)
+            signal.signal(number, _interrupt)
     try:
         return _uncovered(work)
     except Refused as error:

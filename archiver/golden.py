@@ -16,7 +16,7 @@ from typing import Any
 
 from archiver.errors import Refused
 from archiver.layout import GOLDEN, ROOT, Member
-from archiver.recipe import Recipe
+from archiver.recipe import Recipe, extra_paths
 from archiver.snapshot import Snapshot
 from handler.config import is_own
 
@@ -42,7 +42,7 @@ def record(recipe: Recipe, snapshot: Snapshot, say: Callable[[str], None]) -> li
             "model": str(_model(snapshot, Path(private, "model"))),
             "handler": handler,
             "requests": requests,
-            "module": next((file for file in recipe.extra_files if Path(file).name == module), None),
+            "module": next((str(file) for file in extra_paths(recipe.extra_files) if file.name == module), None),
             "to": str(recorded),
         }
         _run(job, Path(private, "job.json"), say)
@@ -83,7 +83,11 @@ def _run(job: dict[str, Any], path: Path, say: Callable[[str], None]) -> None:
 def _read(path: Path) -> list[dict[str, Any]]:
     """The requests of a file. Raises Refused for every line that is none."""
     requests, problems = [], []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise Refused(f"{path}: is not UTF-8") from error
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:

@@ -49,6 +49,12 @@ def fetch(text: str, *, tokenizer_only: bool = False) -> tuple[Path, str, list[s
             f"and the hub did not give it: {reason}"
         ) from error
     warnings = []
+    if unreachable:
+        count = sum(path.is_file() for path in folder.rglob("*"))
+        warnings.append(
+            f"{name}@{revision}: its {count} files are what the cache has of it, because {unreachable}; "
+            "what nobody has fetched is missing"
+        )
     if not COMMIT.fullmatch(revision):
         warnings.append(f"{name}@{revision}: may be another model tomorrow; what it is now is @{folder.name}")
     return folder, f"{name}@{folder.name}", warnings

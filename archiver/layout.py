@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import glob
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,12 +10,13 @@ import yaml
 
 from archiver import manifest
 from archiver.errors import Refused
-from archiver.recipe import Recipe
-from archiver.snapshot import PICKLES, Snapshot
+from archiver.recipe import Recipe, extra_paths
+from archiver.snapshot import PICKLES, Snapshot, file_name_problem, not_a_file
 
 ROOT = Path(__file__).resolve().parents[1]
 HANDLER_ROOM = ROOT / "handler"
 GOLDEN = "golden"
+PICKLE = "a pickle, which can run code, is never packed"
 TAKEN = frozenset({"handler", "model", GOLDEN, "MAR-INF", manifest.HANDLER, manifest.CONFIG})
 
 
@@ -34,8 +33,10 @@ class Member:
         return self.source if isinstance(self.source, bytes) else self.source.read_bytes()
 
 
-def members(recipe: Recipe, snapshot: Snapshot, handler_room: Path, when: int) -> list[Member]:
-    """Every file of the archive but SHA256SUMS, sorted by name.
+def members(
+    recipe: Recipe, snapshot: Snapshot, handler_room: Path, when: int, say: Callable[[str], None]
+) -> list[Member]:
+    """Every file of the archive but SHA256SUMS, sorted by name; `say` is told what is left out.
 
     Raises:
         Refused: an extra file is not there, or would take the place of another.
@@ -44,7 +45,7 @@ def members(recipe: Recipe, snapshot: Snapshot, handler_room: Path, when: int) -
     about = manifest.manifest(recipe.name, recipe.version, recipe.extensions, when)
     found = [_text(manifest.MANIFEST, about), _text(manifest.CONFIG, config), *_handler(handler_room)]
     found += [Member(f"model/{name}", snapshot.sources[name], size) for name, size in snapshot.files.items()]
-    found += _extra(recipe.extra_files)
+    found += _extra(recipe.extra_files, say)
     return by_name(found)
 
 
@@ -69,18 +70,21 @@ def _handler(room: Path) -> Iterator[Member]:
             yield _text(f"handler/{name.as_posix()}", path.read_bytes())
 
 
-def _extra(arguments: Iterable[str]) -> list[Member]:
+def _extra(arguments: Iterable[str], say: Callable[[str], None]) -> list[Member]:
     """Files at the root under their own names; a directory keeps its tree, under its own name."""
     found: dict[str, Member] = {}
     problems: list[str] = []
-    for path in _paths(arguments, problems):
+    for path in extra_paths(arguments, problems):
         name = path.resolve().name
         if name in TAKEN:
             problems.append(f"--extra-files {path}: {name} has a meaning of its own in an archive")
         elif not path.is_dir() and path.suffix.lower() in PICKLES:
-            problems.append(f"--extra-files {path}: a pickle, which can run code, is never packed")
+            problems.append(f"--extra-files {path}: {PICKLE}")
         else:
-            for member in _tree(path, name):
+            inside = list(_tree(path, name, problems, say))
+            if not inside and not problems:
+                problems.append(f"--extra-files {path}: holds no file")
+            for member in inside:
                 if member.name in found and found[member.name].source != member.source:
                     problems.append(f"--extra-files {path}: there is another {member.name} already")
                 found[member.name] = member
@@ -89,23 +93,17 @@ def _extra(arguments: Iterable[str]) -> list[Member]:
     return list(found.values())
 
 
-def _paths(arguments: Iterable[str], problems: list[str]) -> Iterator[Path]:
-    """A comma separates, as upstream has it, unless a path with that comma exists."""
-    for argument in arguments:
-        parts = [argument] if os.path.exists(argument) else [part.strip() for part in argument.split(",")]
-        for part in parts:
-            matches = [part] if os.path.exists(part) else sorted(glob.glob(part))
-            if not matches:
-                problems.append(f"--extra-files {part}: there is no such file")
-            yield from map(Path, matches)
-
-
-def _tree(path: Path, name: str) -> Iterator[Member]:
-    if path.is_file():
-        yield Member(name, path.resolve(), path.stat().st_size)
-        return
-    for inner in sorted(path.rglob("*")):
+def _tree(path: Path, name: str, problems: list[str], say: Callable[[str], None]) -> Iterator[Member]:
+    """What is no file that every machine can unpack becomes a problem; a pickle in a directory is left out."""
+    within = sorted(path.rglob("*")) if path.is_dir() else [path]
+    for inner in within:
         relative = inner.relative_to(path)
-        hidden = any(part.startswith(".") or part == "__pycache__" for part in relative.parts)
-        if inner.is_file() and not hidden and inner.suffix.lower() not in PICKLES:
-            yield Member(f"{name}/{relative.as_posix()}", inner.resolve(), inner.stat().st_size)
+        if inner.is_dir() or any(part.startswith(".") or part == "__pycache__" for part in relative.parts):
+            continue
+        packed = "/".join((name, *relative.parts))
+        if inner.suffix.lower() in PICKLES:
+            say(f"left out --extra-files {inner}: {PICKLE}")
+        elif problem := not_a_file(inner) or file_name_problem(packed):
+            problems.append(f"--extra-files {str(inner)!r}: {problem}")
+        else:
+            yield Member(packed, inner.resolve(), inner.stat().st_size)

@@ -68,7 +68,13 @@ class Opening:
 
 
 def start_clean(
-    script: Path, argument: str, log: IO[str], *, stdin: int = subprocess.DEVNULL, more: Sequence[str] = ()
+    script: Path,
+    argument: str,
+    log: IO[str],
+    *,
+    stdin: int = subprocess.DEVNULL,
+    more: Sequence[str] = (),
+    kept: Sequence[int] = (),
 ) -> subprocess.Popen[str]:
     """Starts a script that finds nothing of this process's: the archive's handler, not the repository's.
 
@@ -78,6 +84,7 @@ def start_clean(
         log: takes what it says on stderr.
         stdin: as subprocess.Popen's.
         more: variables that it may have beside those that every worker needs.
+        kept: file descriptors that stay open in it.
     """
     environment = {name: os.environ[name] for name in (*PASSED_ON, *more) if name in os.environ}
     return subprocess.Popen(
@@ -87,6 +94,7 @@ def start_clean(
         stderr=log,
         text=True,
         env={**environment, "HF_HUB_OFFLINE": "1"},
+        pass_fds=kept,
     )
 
 

@@ -5,7 +5,9 @@ A recipe is a directory with model-config.yaml, and either recipe.yaml, which na
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import glob
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -131,9 +133,21 @@ def _own_module(flags: Flags, config: ModelConfig) -> tuple[str, ...]:
     name = config.handler.task.partition(":")[0] + ".py"
     if flags.recipe and (flags.recipe / name).is_file():
         return (str(flags.recipe / name),)
-    if any(Path(part.strip()).name == name for given in flags.extra_files for part in given.split(",")):
+    if any(path.name == name for path in extra_paths(flags.extra_files)):
         return ()
     raise Refused(f"handler.task: {config.handler.task}: there is no {name} in the recipe or among --extra-files")
+
+
+def extra_paths(arguments: Iterable[str], problems: list[str] | None = None) -> Iterator[Path]:
+    """A comma separates, as upstream has it, unless a path with that comma exists."""
+    problems = [] if problems is None else problems
+    for argument in arguments:
+        parts = [argument] if os.path.exists(argument) else [part.strip() for part in argument.split(",")]
+        for part in parts:
+            matches = [part] if os.path.exists(part) else sorted(glob.glob(part))
+            if not matches:
+                problems.append(f"--extra-files {part}: there is no such file")
+            yield from map(Path, matches)
 
 
 def _find_model(flags: Flags, file: RecipeFile | None) -> tuple[Path, str | None, list[str]]:
@@ -155,7 +169,7 @@ def _find_tokenizer(flags: Flags, file: RecipeFile | None) -> tuple[Path | None,
 def _find(base: Path, text: str, *, tokenizer_only: bool = False) -> tuple[Path, str | None, list[str]]:
     if (base / text).is_dir():
         return base / text, None, []
-    if text.startswith((".", "/", "~")) or text.count("/") > 1 or text == "model":
+    if text.startswith((".", "/", "~")) or text.partition("@")[0].count("/") > 1 or text == "model":
         raise Refused(f"{base / text}: there is no such model directory")
     return fetch(text, tokenizer_only=tokenizer_only)
 

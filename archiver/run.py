@@ -5,8 +5,10 @@ What has been answered stands in OUTPUT.part until all is; a run that was stoppe
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -42,7 +44,7 @@ def run(
         archive: in any format.
         requests: a request a line, as the model's route takes them.
         answers: an answer a line, in the same order; a request that fails has its error there.
-        force: whether what stands there may be replaced.
+        force: whether what stands there may be replaced, and what an earlier run of other requests has begun.
         gpu: the number of a GPU; None: as the archive's deviceType says.
         say: takes a line for the user.
         progress: takes how many lines are answered, and how many there are.
@@ -64,18 +66,18 @@ def run(
         raise Refused(f"{requests}: holds no request")
     sums = hashlib.sha256(found.kept[SUMS]).hexdigest()  # of what names the digest of each file
     begun = {"archive": sums, "requests": digest}
-    skip = 0 if force else _resume(part, state, begun)
-    if not skip:
-        part.write_bytes(b"")
-        state.write_text(json.dumps(begun))
-    else:
-        say(f"going on behind line {skip:,} of {total:,}")
-    with _unpacked(archive) as root:
-        name = json.loads((root / MANIFEST).read_bytes())["model"]["modelName"]
-        job = {"archive": str(root), "name": name, "gpu": gpu, "skip": skip}
-        job |= {"input": str(requests.resolve()), "output": str(part.resolve())}
-        failed = _answer(job, lambda done: progress(skip + done, total))
-    part.replace(answers)
+    with _alone(part) as lock:
+        skip = _resume(part, state, begun, force)
+        if skip:
+            say(f"going on behind line {skip:,} of {total:,}")
+        with _unpacked(archive) as root:
+            name = json.loads((root / MANIFEST).read_bytes())["model"]["modelName"]
+            job = {"archive": str(root), "name": name, "gpu": gpu, "skip": skip, "lock": lock}
+            job |= {"input": str(requests.resolve()), "output": str(part.resolve())}
+            failed = _answer(job, lambda done: progress(skip + done, total))
+        if (there := _measure(part)[0]) != total:
+            raise Refused(f"{part}: holds {there:,} answers to {total:,} requests; --force begins anew")
+        part.replace(answers)
     state.unlink()
     return total - skip, failed
 
@@ -90,13 +92,38 @@ def _measure(requests: Path) -> tuple[int, str]:
     return lines, digest.hexdigest()
 
 
-def _resume(part: Path, state: Path, begun: dict[str, str]) -> int:
+@contextmanager
+def _alone(part: Path) -> Iterator[int]:
+    """Holds the file of answers, as does the process that writes it: it may outlive this one by a request.
+
+    Raises:
+        Refused: another run holds it.
+    """
+    with part.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Refused(f"{part}: another run is writing it") from error
+        yield file.fileno()
+
+
+def _resume(part: Path, state: Path, begun: dict[str, str], force: bool) -> int:
     """How many answers of an earlier run are whole; what follows them is cut off. Raises Refused."""
-    if not part.exists() or not state.exists():
+    try:
+        earlier = json.loads(state.read_text())
+    except FileNotFoundError:
+        earlier = None
+    except ValueError:
+        earlier = {}
+    other = [what for what, digest in begun.items() if earlier is not None and earlier.get(what) != digest]
+    if other and not force:
+        raise Refused(f"{part}: is of other {' and '.join(other)}; --force begins anew")
+    if earlier is None or other:
+        os.truncate(part, 0)
+        beside = state.with_name(f"{state.name}.tmp")
+        beside.write_text(json.dumps(begun))
+        beside.replace(state)
         return 0
-    for what, digest in json.loads(state.read_text()).items():
-        if begun.get(what) != digest:
-            raise Refused(f"{part}: is of other {what}; --force begins anew")
     whole = 0
     with part.open("r+b") as file:
         end = 0
@@ -127,7 +154,7 @@ def _unpacked(archive: Path) -> Iterator[Path]:
 def _answer(job: dict[str, Any], progress: Callable[[int], None]) -> int:
     """Runs the process; how many lines hold an error. Raises Refused."""
     with tempfile.TemporaryFile("w+", errors="replace") as log:
-        process = start_clean(SCRIPT, json.dumps(job), log, more=DEVICES)
+        process = start_clean(SCRIPT, json.dumps(job), log, more=DEVICES, kept=(job["lock"],))
         failed = 0
         try:
             for line in process.stdout or ():

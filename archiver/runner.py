@@ -7,6 +7,7 @@ there are by now; a line on stderr that begins with "error: " says why it ended.
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import sys
@@ -63,8 +64,8 @@ def answer_all(root: Path, job: dict[str, Any], report: Any) -> int:
 
 
 def lines(requests: Iterator[bytes]) -> Iterator[bytes]:
-    """Without their ends; an empty one is a request too, and gets its error."""
-    return (line.rstrip(b"\r\n") for line in requests)
+    """Without their ends, or the mark of UTF-8; an empty one is a request too, and gets its error."""
+    return (line.rstrip(b"\r\n").removeprefix(codecs.BOM_UTF8) for line in requests)
 
 
 if __name__ == "__main__":

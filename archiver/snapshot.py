@@ -76,7 +76,7 @@ class Snapshot:
     @property
     def is_root(self) -> bool:
         """Whether it is the directory as it stands, with nothing left out and nothing from elsewhere."""
-        return not self.left_out and all(path.is_relative_to(self.root) for path in self.sources.values())
+        return not self.left_out and all(path == self.root / name for name, path in self.sources.items())
 
     @property
     def size(self) -> int:
@@ -102,7 +102,7 @@ def choose(root: Path, tokenizer: Path | None = None) -> Snapshot:
         reason = why_left_out(name)
         if reason is not None:
             left_out[name] = reason
-        elif problem := _not_a_file(path) or _name_problem(name):
+        elif problem := not_a_file(path) or file_name_problem(name):
             problems.append(f"{name}: {problem}")
         else:
             sources[name] = path
@@ -124,7 +124,7 @@ def _tokenizer(root: Path, problems: list[str]) -> dict[str, Path]:
     for name in sorted(TOKENIZER_FILES - {TEKKEN}):
         if os.path.lexists(root / name):
             found[name] = root / name
-            if problem := _not_a_file(found[name]):
+            if problem := not_a_file(found[name]):
                 problems.append(f"tokenizer: {name}: {problem}")
                 del found[name]
     if "tokenizer.json" not in found:
@@ -177,8 +177,8 @@ def _why_directory_left_out(name: str) -> str | None:
     return LEFT_DIRECTORIES.get(name)
 
 
-def _not_a_file(path: Path) -> str | None:
-    """A hub cache is made of links to blobs, so links are followed."""
+def not_a_file(path: Path) -> str | None:
+    """Why it is no file to read; None for one. A hub cache is made of links to blobs, so links are followed."""
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
@@ -190,7 +190,8 @@ def _not_a_file(path: Path) -> str | None:
     return None if os.access(path, os.R_OK) else "cannot be read: no permission"
 
 
-def _name_problem(name: str) -> str | None:
+def file_name_problem(name: str) -> str | None:
+    """Why a file of this name cannot be packed, or None."""
     plain = name.isprintable() and "\\" not in name
     return None if plain else "has a name that not every machine can unpack"
 

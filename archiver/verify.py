@@ -69,6 +69,7 @@ def judged(found: Contents) -> list[str]:
         return [f"{SUMS}: {error}"]
     there = found.digests.keys() - {SUMS}
     lines = [f"{name}: is there twice" for name in found.twice]
+    lines += [f"{name}: is no path inside an archive" for name in sorted(found.sizes) if not is_inside(name)]
     lines += [f"{name}: is missing" for name in sorted(wanted.keys() - there)]
     lines += [f"{name}: does not belong here" for name in sorted(there - wanted.keys())]
     lines += [
@@ -77,6 +78,11 @@ def judged(found: Contents) -> list[str]:
         if found.digests[name] != wanted[name]
     ]
     return lines + _unservable(found)
+
+
+def is_inside(name: str) -> bool:
+    """Whether a file of this name lands below where an archive is unpacked."""
+    return "\\" not in name and all(part not in ("", ".", "..") for part in name.split("/"))
 
 
 def _digest(content: IO[bytes], name: str, size: int, kept: dict[str, bytes]) -> str:
@@ -96,6 +102,8 @@ def _unservable(found: Contents) -> list[str]:
     lines = []
     try:
         model = json.loads(found.kept.get(MANIFEST, b""))["model"]
+        if not isinstance(model["modelName"], str):
+            lines.append(f"{MANIFEST}: has no modelName")
         if model["handler"] != HANDLER or model["configFile"] != CONFIG:
             lines.append(f"{MANIFEST}: names another handler or configuration")
     except (ValueError, KeyError, TypeError):

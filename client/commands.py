@@ -35,7 +35,7 @@ def verify(args: Namespace) -> None:
     """Hold an encoder of prompts against the model itself."""
     from client.verify import PROMPTS, verify  # noqa: PLC0415  torch, where it is needed
 
-    prompts = args.prompts.read_text().splitlines() if args.prompts else PROMPTS
+    prompts = lines(read(str(args.prompts))) if args.prompts else PROMPTS
     with InferenceClient(address(args, "inference"), args.timeout or ANSWER) as client, management(args) as about:
         print(verify(client, about, args.name, args.model, prompts))
 
@@ -123,7 +123,7 @@ def asked(args: Namespace) -> Mapping[str, Any]:
     if sum(map(bool, given)) != 1:
         raise ValueError("give either TEXT, or --json, or --file")
     if args.file is not None:
-        texts = [line for line in read(args.file).splitlines() if line.strip()]
+        texts = [line for line in lines(read(args.file)) if line.strip()]
         if not texts:
             raise ValueError(f"no text in {args.file}")
         return {"texts": texts}
@@ -141,7 +141,13 @@ def asked(args: Namespace) -> Mapping[str, Any]:
 
 def read(path: str) -> str:
     """A file's text; - is standard input."""
-    return (sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()).decode()
+    return (sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()).decode("utf-8-sig")
+
+
+def lines(text: str) -> list[str]:
+    """What stands between line feeds: `splitlines` would also cut a text at U+2028 or a form feed."""
+    found = [line.removesuffix("\r") for line in text.split("\n")]
+    return found if found[-1] else found[:-1]
 
 
 def management(args: Namespace) -> ManagementClient:

@@ -44,6 +44,8 @@ def verify(
         Differs: it is too far off.
         ValueError: the model that is served encodes no prompts, or there is no such directory.
     """
+    if not prompts:
+        raise ValueError("there is no prompt to compare")
     about = management.about(name)
     if about.get("task") != "prompt-encoding":
         raise ValueError(f"{name} does {about.get('task')}, not prompt-encoding")
@@ -78,9 +80,11 @@ class Nearness:
     exact: bool = True
 
     def add(self, found: Any, wanted: Any) -> None:
-        """One more prompt, (length, width) float32 each."""
+        """One more prompt, (length, width) float32 each. Raises Differs where an answer holds no numbers."""
         from torch.nn.functional import cosine_similarity  # noqa: PLC0415
 
+        if not found.isfinite().all():  # max() and min() would pass over them
+            raise Differs("an answer holds what is no number")
         largest = float(wanted.abs().max())
         self.off = max(self.off, float((found - wanted).abs().max()) / largest)
         self.exact &= _close(found, wanted, EXACT * largest)

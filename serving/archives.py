@@ -104,7 +104,7 @@ def _from_directory(path: Path, member: str) -> bytes:
 def _from_tar(path: Path, member: str) -> bytes:
     with tarfile.open(path) as archive:
         for found in archive:  # upstream's archiver puts a directory in front
-            if found.name == member or found.name.endswith(f"/{member}"):
+            if member in (found.name, found.name.partition("/")[2]):
                 content = archive.extractfile(found)
                 return content.read() if content else b""
     raise KeyError(member)

@@ -34,18 +34,20 @@ class Failed(Exception):
 
 
 def main() -> int:
-    """The command line; 0, or 1 after one sentence."""
+    """The command line; 0, 1 after one sentence, or 130 where it was stopped before it had answered."""
     parser = argparse.ArgumentParser(prog="scripts/quickstart.sh", description=__doc__)
     parser.add_argument("--once", action="store_true", help="stop the server once it has answered")
     parser.add_argument("--port-base", type=int, default=8080, metavar="N", help="the first port (default: 8080)")
     args = parser.parse_args()
     for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: a shell's background jobs start with it ignored
         signal.signal(number, signal.default_int_handler)
+    answered = False
     try:
         build()
         with server(args.port_base) as process:
             wait_until_ready(process, args.port_base)
             ask(args.port_base)
+            answered = True
             if not args.once:
                 say(f"serving until Ctrl-C; its log is {LOG.relative_to(ROOT)}")
                 process.wait()
@@ -55,7 +57,7 @@ def main() -> int:
         return 1
     except KeyboardInterrupt:
         say("stopped")
-        return 0 if not args.once else 130
+        return 0 if answered and not args.once else 130
     return 0
 
 
@@ -63,8 +65,13 @@ def build() -> None:
     """Builds the recipe's archive into model_store/."""
     say(f"building model_store/{NAME}.mar from recipes/{NAME}")
     command = [sys.executable, "-m", "archiver", "build", str(RECIPE), "--force"]
-    built = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
-    if built.returncode:
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as building:
+        try:
+            status = building.wait()
+        except KeyboardInterrupt:  # it has files to take away
+            building.terminate()
+            raise
+    if status:
         raise Failed("the archive could not be built; the lines above say why")
 
 

@@ -42,7 +42,7 @@ def read(path: Path) -> list[str]:
         CannotTune: it cannot be read, or holds none.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except OSError as err:
         raise CannotTune(f"--texts {path}: {err.strerror}") from err
     except UnicodeDecodeError as err:

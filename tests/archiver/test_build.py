@@ -20,6 +20,7 @@ from archiver.errors import Refused
 from archiver.layout import Member
 from archiver.manifest import read_sums
 from archiver.recipe import Flags, read
+from archiver.verify import problems
 from archiver.weights import safetensors_problem
 from tests.archiver.conftest import write_model
 from tests.support.archives import SAFELY
@@ -323,7 +324,9 @@ def test_an_archive_is_replaced_only_by_force(build, model):
 def test_an_interrupted_build_leaves_nothing_and_keeps_the_old(house, store, tmp_path, number, form):
     model = write_model(tmp_path / "large", 300_000_000)
     old = store / ("m.mar" if form == "zip-store" else "m")
-    old.write_bytes(b"old") if form == "zip-store" else (old.mkdir(), (old / "x").write_bytes(b"old"))
+    kept = old if form == "zip-store" else old / "MAR-INF" / "MANIFEST.json"
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    kept.write_bytes(b"old")
     private = tmp_path / "tmp"
     private.mkdir()
     line = [
@@ -364,7 +367,7 @@ def test_an_interrupted_build_leaves_nothing_and_keeps_the_old(house, store, tmp
     assert "Traceback" not in said
     assert list(store.iterdir()) == [old]
     assert list(private.iterdir()) == []
-    assert (old if form == "zip-store" else old / "x").read_bytes() == b"old"
+    assert kept.read_bytes() == b"old"
 
 
 def test_extra_files_keep_their_tree(build, tmp_path):
@@ -380,6 +383,38 @@ def test_extra_files_keep_their_tree(build, tmp_path):
     names = set(zipfile.ZipFile(path).namelist())
     assert {"extra/config.json", "extra/inner/config.json", "three.txt", "one, two.txt"} <= names
     assert not {"extra/.hidden", "extra/x.pkl"} & names
+    assert any(line.startswith("left out") and "x.pkl" in line for line in build.lines)
+
+
+@pytest.mark.parametrize("name", ["a\nb.txt", "a\\b.txt", "\udcff.txt"])
+def test_an_extra_file_has_a_name_that_every_machine_can_unpack(build, tmp_path, name):
+    extra = tmp_path / "extra"
+    extra.mkdir()
+    (extra / name).write_text("1")
+    with pytest.raises(Refused, match="not every machine can unpack"):
+        build(extra_files=(str(extra),))
+
+
+def test_extra_files_that_are_none(build, tmp_path):
+    (tmp_path / "empty").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    for name, says in (("empty", "holds no file"), ("pipe", "is not a regular file")):
+        with pytest.raises(Refused, match=says):
+            build(extra_files=(str(tmp_path / name),))
+
+
+def test_a_directory_that_is_no_archive_is_never_replaced(build, tmp_path, store):
+    """Least of all the model itself, of which --force would leave a link to nothing."""
+    model = write_model(store / "m", 1000)
+    for force in (False, True):
+        with pytest.raises(Refused, match="is a directory, and no archive; nothing replaces it"):
+            build("no-archive", folder=model, force=force)
+    assert (model / "model.safetensors").is_file()
+    archive = build("no-archive", model_name="other")
+    own = str(archive / "MAR-INF" / "SHA256SUMS")
+    with pytest.raises(Refused, match="holds files that are to be packed"):
+        build("no-archive", model_name="other", force=True, extra_files=(own,))
+    assert problems(archive) == []
 
 
 def test_extra_files_take_nobodys_place(build, tmp_path):

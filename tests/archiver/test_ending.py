@@ -33,6 +33,11 @@ def test_a_signal_is_not_hidden_by_what_cleaning_up_raises(number):
     assert said == [f"stopped by {number.name}"]
 
 
+def test_nohup_is_heeded():
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    assert ended(lambda: os.kill(os.getpid(), signal.SIGHUP) or 0, print) == 0
+
+
 def test_a_defect_is_still_one():
     with pytest.raises(ValueError, match="a defect"):
         ended(lambda: (_ for _ in ()).throw(ValueError("a defect")), print)

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import yaml
 
@@ -131,6 +133,13 @@ def test_all_is_no_name_for_a_directory_but_one_for_a_file(model):
 @pytest.mark.parametrize("place", ["./gone", "/gone", "a/b/c"])
 def test_a_directory_that_is_not_there_is_not_looked_for_on_the_hub(place):
     assert "no such model directory" in refusal(any_model(place))[0]
+
+
+def test_a_revision_may_have_slashes(monkeypatch):
+    asked = []
+    monkeypatch.setattr("archiver.recipe.fetch", lambda text, **_: asked.append(text) or (Path("m"), None, []))
+    flags = Flags(model="org/mood@refs/pr/1", model_name="m", version="1", task="text-classification")
+    assert read(flags).model == Path("m") and asked == ["org/mood@refs/pr/1"]
 
 
 def test_a_recipe_that_is_not_there(tmp_path):

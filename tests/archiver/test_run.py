@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from archiver import verify
+from archiver.manifest import SUMS
 from tests.support import archives, reference, tiny_models
 from tests.support.rounds import whole
 
@@ -64,7 +67,8 @@ def test_a_classifiers_file(classifier, tmp_path):
     one, broken, three, empty, wrong = read(tmp_path / "out.jsonl")
     [scores] = reference.probabilities(model, [TEXTS[0]])
     assert one["probabilities"] == pytest.approx(list(scores), abs=1e-4)
-    assert three[0] == pytest.approx(one, abs=1e-4) if isinstance(three, list) else len(three) > 0
+    for answer, scores in zip(three["predictions"], reference.probabilities(model, TEXTS), strict=True):
+        assert answer["probabilities"] == pytest.approx(list(scores), abs=1e-4)
     assert [answer["error"]["code"] for answer in (broken, empty, wrong)] == [400, 400, 422]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
 
@@ -82,6 +86,71 @@ def test_a_generators_file_is_in_order_however_long_each_takes(chatter, tmp_path
         assert whole(answer["response"]) == whole(text)
         assert (answer["input_token_count"], answer["output_token_count"]) == (size, count)
     assert streamed["error"]["code"] == 422 and wrong["error"]["code"] == 422
+
+
+SLOW = """
+import time
+
+class Slow:
+    def __init__(self, model, options, device):
+        pass
+
+    def run(self, texts):
+        time.sleep(0.5)
+        return [{"said": text} for text in texts]
+"""
+
+
+def test_a_run_whose_parent_was_killed_is_not_joined(tmp_path):
+    """Its process answers one more request before it notices; nobody writes beside it, and nothing is lost."""
+    recipe = tmp_path / "recipe"
+    tiny_models.classifier(recipe / "model")
+    (recipe / "slow_task.py").write_text(SLOW)
+    (recipe / "model-config.yaml").write_text("batchSize: 1\nhandler: {task: 'slow_task:Slow', lanes: 1}\n")
+    built = archives.build(str(recipe), "--export-path", str(tmp_path))
+    assert built.returncode == 0, built.stderr
+    requests = write(tmp_path / "in.jsonl", [{"text": str(number)} for number in range(8)])
+    answers, part = tmp_path / "out.jsonl", tmp_path / "out.jsonl.part"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        command(tmp_path / "recipe.mar", requests, answers), env=environment, stderr=subprocess.DEVNULL
+    ) as first:
+        while not part.exists() or not part.stat().st_size:
+            assert first.poll() is None
+            time.sleep(0.05)
+        second = run(tmp_path / "recipe.mar", requests, answers)
+        assert second.returncode == 1 and "another run is writing it" in second.stderr
+        first.kill()
+    deadline = time.monotonic() + 60
+    while (third := run(tmp_path / "recipe.mar", requests, answers)).returncode:
+        assert "another run is writing it" in third.stderr and time.monotonic() < deadline
+    assert "going on behind line" in third.stderr
+    assert [answer["said"] for answer in read(answers)] == [str(number) for number in range(8)]
+
+
+def test_what_a_forced_run_had_begun_goes_on_too(classifier, tmp_path):
+    _, archive = classifier
+    requests = write(tmp_path / "in.jsonl", [{"text": text} for text in TEXTS])
+    answers = tmp_path / "out.jsonl"
+    assert run(archive, requests, answers).returncode == 0
+    whole_answers = answers.read_bytes()
+    part, state = tmp_path / "out.jsonl.part", tmp_path / "out.jsonl.part.json"
+    # As a run that was stopped has left them: the digests are of what was asked, so another run makes the state.
+    digests = {"archive": hashlib.sha256(verify.contents(archive).kept[SUMS]).hexdigest()}
+    state.write_text(json.dumps({**digests, "requests": hashlib.sha256(requests.read_bytes()).hexdigest()}))
+    part.write_bytes(whole_answers.splitlines(keepends=True)[0])
+    forced = run(archive, requests, answers, "--force")
+    assert forced.returncode == 0 and "going on behind line 1 of 3" in forced.stderr
+    assert answers.read_bytes() == whole_answers
+    state.write_text("")  # a disk that was full
+    part.write_bytes(b"{}\n")
+    answers.unlink()
+    refused = run(archive, requests, answers)
+    assert (
+        refused.returncode == 1 and "--force begins anew" in refused.stderr and "Traceback" not in refused.stderr
+    )
+    assert run(archive, requests, answers, "--force").returncode == 0
+    assert answers.read_bytes() == whole_answers
 
 
 def test_a_run_that_is_stopped_goes_on(chatter, tmp_path):
@@ -124,7 +193,7 @@ def test_what_cannot_be_run_is_one_line(classifier, tmp_path):
     (tmp_path / "out.jsonl.part").write_text("{}\n")
     (tmp_path / "out.jsonl.part.json").write_text(json.dumps({"archive": "x", "requests": "y"}))
     ran = run(archive, requests, answers)
-    assert ran.returncode == 1 and "is of other archive; --force begins anew" in ran.stderr
+    assert ran.returncode == 1 and "is of other archive and requests; --force begins anew" in ran.stderr
 
 
 def test_a_model_that_cannot_be_loaded_says_why(tmp_path):

@@ -1,4 +1,5 @@
 import gzip
+import hashlib
 import json
 import os
 import shutil
@@ -6,6 +7,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -51,6 +53,12 @@ def rewrite(path, change):
             new.writestr(name, data)
 
 
+def added(content, name):
+    """One more file, with its digest among the others."""
+    content[name] = b"x"
+    content["MAR-INF/SHA256SUMS"] += f"{hashlib.sha256(b'x').hexdigest()}  {name}\n".encode()
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
@@ -59,6 +67,10 @@ def rewrite(path, change):
         (lambda c: c.update({"model/tokenizer.json": b"[]"}), ["model/tokenizer.json: has changed"]),
         (lambda c: c.pop("MAR-INF/SHA256SUMS"), ["MAR-INF/SHA256SUMS: is missing"]),
         (lambda c: c.update({"MAR-INF/SHA256SUMS": b"x"}), ["MAR-INF/SHA256SUMS: not a digest"]),
+        *(
+            (partial(added, name=name), [f"{name}: is no path inside an archive"])
+            for name in ("../x.txt", "/x.txt", "model/../../x.txt", "a\\x.txt")
+        ),
     ],
 )
 def test_names_what_is_missing_added_or_changed(build, change, expected):
