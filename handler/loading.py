@@ -35,6 +35,7 @@ class Loaded:
     device: torch.device
     directory: Path
     max_tokens: int  # that one text may have, special ones included
+    pad_id: int  # what stands beside shorter texts
 
 
 def load(
@@ -75,8 +76,9 @@ def load(
         raise LoadError(
             f"model.safetensors lacks {len(missing)} weights that {config.task} needs, such as {missing[0]}"
         )
+    pad_id = _settle_padding(model, tokenizer)
     model = _faster(model.to(device).eval(), config)
-    return Loaded(model, tokenizer, device, directory, _max_tokens(directory, config, model, tokenizer))
+    return Loaded(model, tokenizer, device, directory, _max_tokens(directory, config, model, tokenizer), pad_id)
 
 
 def check_directory(directory: Path) -> None:
@@ -119,6 +121,28 @@ def _quantize(model: Any) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """One of the model's JSON objects; empty where the file is not there."""
     return dict(json.loads(path.read_text())) if path.is_file() else {}
+
+
+def _settle_padding(model: Any, tokenizer: Any) -> int:
+    """The token that pads: the model's own, whatever the tokenizer's is. Raises LoadError.
+
+    Decoders classify by a text's last token, which they find as the last that is not their config's pad_token_id
+    (transformers' modeling_layers.py); a config without one takes no two texts at once, so it is given one here.
+    """
+    config = model.config.get_text_config()
+    size = model.get_input_embeddings().num_embeddings
+    own = getattr(config, "pad_token_id", None)
+    if own is not None and 0 <= own < size:
+        return int(own)
+    # Without one, it is the very last token that classifies: what ends every text must not pass for padding.
+    ends = tokenizer("a", verbose=False)["input_ids"][-1:]
+    for found in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if found is not None and found < size and found not in ends:
+            config.pad_token_id = found
+            return int(found)
+    if type(model).__name__.endswith("ForSequenceClassification"):
+        raise LoadError("model/config.json has no pad_token_id, and the tokenizer no token to pad with")
+    return 0
 
 
 def _max_tokens(directory: Path, config: HandlerConfig, model: Any, tokenizer: Any) -> int:

@@ -51,7 +51,7 @@ class TextEncoder:
         self.cut = cut
         self.stride = stride
         self.has_types = "token_type_ids" in loaded.tokenizer.model_input_names
-        self.pad_id = loaded.tokenizer.pad_token_id or 0
+        self.pad_id = loaded.pad_id
         self.pads_left = loaded.tokenizer.padding_side == "left"
         room = loaded.max_tokens - loaded.tokenizer.num_special_tokens_to_add(pair=False)
         if stride is not None and stride >= room:  # the tokenizer's Rust would panic, and take the worker along
