@@ -52,7 +52,9 @@ class TextEncoder:
         self.stride = stride
         self.has_types = "token_type_ids" in loaded.tokenizer.model_input_names
         self.pad_id = loaded.pad_id
-        self.pads_left = loaded.tokenizer.padding_side == "left"
+        # Else on the right, whatever the tokenizer says: absolute positions count from a row's beginning, where
+        # padding would move them. XLNet counts from token to token, and classifies by a row's very last.
+        self.pads_left = getattr(loaded.model.config, "summary_type", None) == "last"
         room = loaded.max_tokens - loaded.tokenizer.num_special_tokens_to_add(pair=False)
         if stride is not None and stride >= room:  # the tokenizer's Rust would panic, and take the worker along
             raise LoadError(f"handler.stride is {stride}, but a window has room for {room} tokens")
@@ -127,7 +129,7 @@ class TextEncoder:
         return tuple(rows)
 
     def _pad(self, rows: Sequence[Tokens]) -> dict[str, npt.NDArray[np.int64]]:
-        """Rectangles of (rows, longest) int64, padded on the tokenizer's side."""
+        """Rectangles of (rows, longest) int64."""
         longest = max(map(len, rows))
         arrays = {
             "input_ids": np.full((len(rows), longest), self.pad_id, np.int64),

@@ -17,7 +17,7 @@ TEXTS = ("a wonderful story that works", "not good at all", "the battery died af
 def probabilities(home: Path) -> np.ndarray:
     """Of all texts, from one forward."""
     service = worker.start(home, task="text-classification", lanes=1)
-    calls = []
+    calls: list[int] = []
     forward = service.handler.pipeline.task.forward
     service.handler.pipeline.task.forward = lambda rows: calls.append(len(rows)) or forward(rows)
     [response] = frames.predict(service, [frames.post(json.dumps({"texts": TEXTS}).encode())])
@@ -41,6 +41,31 @@ def probabilities(home: Path) -> np.ndarray:
 def test_decoders_that_classify_by_the_last_token(tmp_path, kind, pad_id, pad_token):
     model = tiny_models.decoder_classifier(tmp_path / "model", kind, pad_id, pad_token)
     np.testing.assert_allclose(probabilities(tmp_path), reference.probabilities(model, TEXTS), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(tiny_models.classifier, id="bert"),
+        pytest.param(lambda home: tiny_models.decoder_classifier(home, "gpt2", 0, "<pad>"), id="gpt2"),
+        pytest.param(lambda home: tiny_models.decoder_classifier(home, "qwen2", 0, "<pad>"), id="qwen2"),
+        pytest.param(tiny_models.last_classifier, id="xlnet"),
+    ],
+)
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_whatever_side_the_tokenizer_pads_on(tmp_path, make, side):
+    model = make(tmp_path / "model")
+    if side == "left":
+        tiny_models.pad_on_the_left(model)
+    np.testing.assert_allclose(probabilities(tmp_path), reference.probabilities(model, TEXTS), atol=1e-5)
+
+
+def test_embeddings_whose_tokenizer_pads_on_the_left(tmp_path):
+    model = tiny_models.pad_on_the_left(tiny_models.encoder(tmp_path / "model"))
+    service = worker.start(tmp_path, task="feature-extraction", lanes=1)
+    [response] = frames.predict(service, [frames.post(json.dumps({"texts": TEXTS}).encode())])
+    found = json.loads(response.body)["embeddings"]
+    np.testing.assert_allclose(found, reference.mean_embeddings(model, TEXTS), atol=1e-5)
 
 
 def test_a_classifier_that_nothing_can_pad(tmp_path):

@@ -38,6 +38,8 @@ from transformers import (
     RobertaForMaskedLM,
     RobertaForQuestionAnswering,
     RobertaForTokenClassification,
+    XLNetConfig,
+    XLNetForSequenceClassification,
 )
 
 CORPUS = (
@@ -58,13 +60,11 @@ def classifier(directory: Path, labels: int = 3, names: Sequence[str] = (), **co
     return _spread(model, directory)
 
 
-def decoder_classifier(
-    directory: Path, kind: str, pad_id: int | None, pad_token: str | None, side: str = "right"
-) -> Path:
+def decoder_classifier(directory: Path, kind: str, pad_id: int | None, pad_token: str | None) -> Path:
     """A GPT-2 or a Qwen2 that classifies by the last token, and whose config and tokenizer pad with these."""
     tokenizer = _byte_tokenizer(directory)
     tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
-    tokenizer.pad_token, tokenizer.eos_token, tokenizer.padding_side = pad_token, "<sep>", side
+    tokenizer.pad_token, tokenizer.eos_token, tokenizer.padding_side = pad_token, "<sep>", "right"
     tokenizer.save_pretrained(directory)
     torch.manual_seed(7)
     shared = {"vocab_size": len(tokenizer), "num_labels": 3, "pad_token_id": pad_id, "initializer_range": 0.3}
@@ -76,6 +76,23 @@ def decoder_classifier(
         sizes = {**SIZES, "num_key_value_heads": 2, "max_position_embeddings": 64}
         model = Qwen2ForSequenceClassification(Qwen2Config(**sizes, **shared))
     model.eval().save_pretrained(directory)
+    return directory
+
+
+def pad_on_the_left(directory: Path) -> Path:
+    """Has a model's tokenizer say so."""
+    path = directory / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "padding_side": "left"}))
+    return directory
+
+
+def last_classifier(directory: Path) -> Path:
+    """An XLNet, which classifies by the row's very last token."""
+    tokenizer = _tokenizer(directory)
+    torch.manual_seed(7)
+    sizes = {"d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 64, "initializer_range": 0.3}
+    config = XLNetConfig(vocab_size=len(tokenizer), num_labels=3, pad_token_id=tokenizer.pad_token_id, **sizes)
+    XLNetForSequenceClassification(config).eval().save_pretrained(directory)
     return directory
 
 
