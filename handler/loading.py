@@ -7,6 +7,7 @@ which the check of every archive would pay.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import warnings
@@ -20,6 +21,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from handler.config import HandlerConfig
 from handler.errors import LoadError
+
+logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 OFFLINE = {"local_files_only": True, "trust_remote_code": False}  # for everything that reads model/
@@ -36,6 +39,7 @@ class Loaded:
     directory: Path
     max_tokens: int  # that one text may have, special ones included
     pad_id: int  # what stands beside shorter texts
+    vocabulary: int  # the model's tokens; the tokenizer may have more
 
 
 def load(
@@ -76,9 +80,16 @@ def load(
         raise LoadError(
             f"model.safetensors lacks {len(missing)} weights that {config.task} needs, such as {missing[0]}"
         )
-    pad_id = _settle_padding(model, tokenizer)
+    size = int(model.get_input_embeddings().num_embeddings)
+    highest = max(tokenizer.get_vocab().values(), default=0)
+    if highest >= size:
+        logger.warning(
+            "texts with some tokens are refused: the tokenizer's reach %d, the model's %d", highest, size - 1
+        )
+    pad_id = _settle_padding(model, tokenizer, size)
     model = _faster(model.to(device).eval(), config)
-    return Loaded(model, tokenizer, device, directory, _max_tokens(directory, config, model, tokenizer), pad_id)
+    most = _max_tokens(directory, config, model, tokenizer)
+    return Loaded(model, tokenizer, device, directory, most, pad_id, size)
 
 
 def check_directory(directory: Path) -> None:
@@ -123,14 +134,13 @@ def read_json(path: Path) -> dict[str, Any]:
     return dict(json.loads(path.read_text())) if path.is_file() else {}
 
 
-def _settle_padding(model: Any, tokenizer: Any) -> int:
+def _settle_padding(model: Any, tokenizer: Any, size: int) -> int:
     """The token that pads: the model's own, whatever the tokenizer's is. Raises LoadError.
 
     Decoders classify by a text's last token, which they find as the last that is not their config's pad_token_id
     (transformers' modeling_layers.py); a config without one takes no two texts at once, so it is given one here.
     """
     config = model.config.get_text_config()
-    size = model.get_input_embeddings().num_embeddings
     own = getattr(config, "pad_token_id", None)
     if own is not None and 0 <= own < size:
         return int(own)

@@ -63,9 +63,8 @@ class TextEncoder:
     def vocabulary(self) -> Vocabulary:
         """What a client may send that has tokenized its texts itself."""
         config = self.loaded.model.config
-        size = self.loaded.model.get_input_embeddings().num_embeddings
         types = int(getattr(config, "type_vocab_size", 0) or 0) if self.has_types else 0
-        return Vocabulary(size, types, self.loaded.max_tokens)
+        return Vocabulary(self.loaded.vocabulary, types, self.loaded.max_tokens)
 
     def encode(self, items: Sequence[TextItem]) -> list[Slot[Rows]]:
         """Tokenizes in at most two calls: the texts that may be cut, and those that may not."""
@@ -126,6 +125,9 @@ class TextEncoder:
             return TooLarge(f"{what} {size} tokens; the limit is {self.loaded.max_tokens}")
         if not size:  # a tokenizer that adds no special ones, and nothing to tokenize
             return InvalidRequest("the text has no tokens")
+        # On a GPU, to look one up would end the worker.
+        if any(max(row.ids) >= self.loaded.vocabulary for row in rows):
+            return InvalidRequest("the text has a token of the tokenizer that the model does not know")
         return tuple(rows)
 
     def _pad(self, rows: Sequence[Tokens]) -> dict[str, npt.NDArray[np.int64]]:
