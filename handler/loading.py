@@ -165,7 +165,7 @@ def _max_tokens(directory: Path, config: HandlerConfig, model: Any, tokenizer: A
     if config.max_tokens is not None and config.max_tokens > limit:
         raise LoadError(f"handler.max_tokens is {config.max_tokens}, but the model reads at most {limit}")
     limit = config.max_tokens or limit
-    if limit > NO_LIMIT:
+    if limit >= NO_LIMIT:
         raise LoadError("neither model nor tokenizer says how long a text may be; set handler.max_tokens")
     return limit
 

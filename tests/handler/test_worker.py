@@ -57,6 +57,16 @@ def test_equal_texts_are_computed_once(services, monkeypatch):
     assert sum(rows_seen) == 2
 
 
+def test_a_model_that_says_nowhere_how_long_a_text_may_be(tmp_path):
+    path = tiny_models.last_classifier(tmp_path / "model") / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    del settings["model_max_length"]
+    path.write_text(json.dumps(settings))
+    with pytest.raises(LoadError, match=r"set handler\.max_tokens"):
+        worker.start(tmp_path, task="text-classification")
+    worker.start(tmp_path, task="text-classification", max_tokens=20)
+
+
 def test_a_tokenizer_that_knows_more_than_the_model(home, caplog):
     tokenizer = transformers.AutoTokenizer.from_pretrained(home / "model")
     tokenizer.add_tokens(["<extra>"], special_tokens=True)
