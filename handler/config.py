@@ -360,6 +360,7 @@ def _contradictions(config: ModelConfig) -> list[Problem]:
         problems.append(
             Problem("continuousBatching", f"expected {needed} for {handler.task}", str(server.continuousBatching))
         )
+    problems += _not_for_own(handler)
     if handler.task in GENERATION:
         problems += _not_for_generation(server, handler)
     if handler.task in PROMPTS:
@@ -378,6 +379,16 @@ def _contradictions(config: ModelConfig) -> list[Problem]:
         expected = "expected an aggregation_strategy other than none"  # as transformers' pipeline does
         problems.append(Problem("handler.stride", expected, str(handler.stride)))
     return problems
+
+
+def _not_for_own(handler: HandlerConfig) -> list[Problem]:
+    """What would do nothing, because nothing here loads its model, may not be set."""
+    unread = {"quantize": None, "compile": False, "attention": None} if is_own(handler.task) else {}
+    return [
+        Problem(f"handler.{name}", "is not for a task of the recipe's own", str(getattr(handler, name)))
+        for name, unset in unread.items()
+        if getattr(handler, name) != unset
+    ]
 
 
 def _not_for_generation(server: ServerConfig, handler: HandlerConfig) -> list[Problem]:

@@ -132,12 +132,12 @@ def _kept(value: Any) -> tuple[Any, int]:
     """A copy of an output, or of a part of one, and its bytes. Raises Unfit."""
     if isinstance(value, (np.ndarray, torch.Tensor)):
         return _kept_array(value)
-    if isinstance(value, np.number) and np.isfinite(value):
-        return value, sys.getsizeof(value)
     if type(value) in (tuple, list):
         parts = [_kept(part) for part in value]
         copy = type(value)(part for part, _ in parts)
         return copy, sys.getsizeof(copy) + sum(size for _, size in parts)
+    if type(value) is dict:
+        return _kept_mapping(value)
     if is_dataclass(value) and not isinstance(value, type):
         named = {field.name: _kept(getattr(value, field.name)) for field in fields(value)}
         changed = replace(value, **{name: part for name, (part, _) in named.items()})
@@ -145,9 +145,16 @@ def _kept(value: Any) -> tuple[Any, int]:
         return changed, own + sum(size for _, size in named.values())
     if isinstance(value, Encoding):
         return value, _encoding_bytes(value)
-    if value is None or type(value) in (bool, int, str) or (type(value) is float and math.isfinite(value)):
+    plain = value is None or type(value) in (bool, int, str) or (type(value) is float and math.isfinite(value))
+    if plain or (isinstance(value, (np.number, np.bool_)) and np.isfinite(value)):
         return value, sys.getsizeof(value)
     raise Unfit(type(value).__name__)
+
+
+def _kept_mapping(mapping: dict[Any, Any]) -> tuple[dict[Any, Any], int]:
+    pairs = [(_kept(name), _kept(part)) for name, part in mapping.items()]
+    copy = {name: part for (name, _), (part, _) in pairs}
+    return copy, sys.getsizeof(copy) + sum(size for pair in pairs for _, size in pair)
 
 
 def _kept_array(array: npt.NDArray[Any] | torch.Tensor) -> tuple[npt.NDArray[Any] | torch.Tensor, int]:

@@ -25,7 +25,6 @@ class Pooling:
 
     names: tuple[str, ...]
     normalize: bool
-    lower_case: bool = False  # texts, before they are tokenized
 
 
 def cls(hidden: Tensor, mask: Tensor) -> Tensor:
@@ -95,8 +94,7 @@ def read_pooling(directory: Path, pooling: str | None, normalize: bool | None) -
     """
     stages = _stages(directory)
     poolings = (pooling,) if pooling else _poolings(directory, stages)
-    lower_case = bool(read_json(directory / "sentence_bert_config.json").get("do_lower_case"))
-    return Pooling(poolings, "Normalize" in stages.values() if normalize is None else normalize, lower_case)
+    return Pooling(poolings, "Normalize" in stages.values() if normalize is None else normalize)
 
 
 def _sum(hidden: Tensor, mask: Tensor) -> Tensor:

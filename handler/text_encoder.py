@@ -51,8 +51,10 @@ class TextEncoder:
         self.cut = cut
         self.stride = stride
         self.has_types = "token_type_ids" in loaded.tokenizer.model_input_names
-        self.pad_id = loaded.tokenizer.pad_token_id or 0
-        self.pads_left = loaded.tokenizer.padding_side == "left"
+        self.pad_id = loaded.pad_id
+        # Else on the right, whatever the tokenizer says: absolute positions count from a row's beginning, where
+        # padding would move them. XLNet counts from token to token, and classifies by a row's very last.
+        self.pads_left = getattr(loaded.model.config, "summary_type", None) == "last"
         room = loaded.max_tokens - loaded.tokenizer.num_special_tokens_to_add(pair=False)
         if stride is not None and stride >= room:  # the tokenizer's Rust would panic, and take the worker along
             raise LoadError(f"handler.stride is {stride}, but a window has room for {room} tokens")
@@ -61,9 +63,8 @@ class TextEncoder:
     def vocabulary(self) -> Vocabulary:
         """What a client may send that has tokenized its texts itself."""
         config = self.loaded.model.config
-        size = self.loaded.model.get_input_embeddings().num_embeddings
         types = int(getattr(config, "type_vocab_size", 0) or 0) if self.has_types else 0
-        return Vocabulary(size, types, self.loaded.max_tokens)
+        return Vocabulary(self.loaded.vocabulary, types, self.loaded.max_tokens)
 
     def encode(self, items: Sequence[TextItem]) -> list[Slot[Rows]]:
         """Tokenizes in at most two calls: the texts that may be cut, and those that may not."""
@@ -124,10 +125,13 @@ class TextEncoder:
             return TooLarge(f"{what} {size} tokens; the limit is {self.loaded.max_tokens}")
         if not size:  # a tokenizer that adds no special ones, and nothing to tokenize
             return InvalidRequest("the text has no tokens")
+        # On a GPU, to look one up would end the worker.
+        if any(max(row.ids) >= self.loaded.vocabulary for row in rows):
+            return InvalidRequest("the text has a token of the tokenizer that the model does not know")
         return tuple(rows)
 
     def _pad(self, rows: Sequence[Tokens]) -> dict[str, npt.NDArray[np.int64]]:
-        """Rectangles of (rows, longest) int64, padded on the tokenizer's side."""
+        """Rectangles of (rows, longest) int64."""
         longest = max(map(len, rows))
         arrays = {
             "input_ids": np.full((len(rows), longest), self.pad_id, np.int64),

@@ -35,7 +35,11 @@ class Wanted:
 
 
 def archive(wanted: Wanted, config: ModelConfig, store: Path) -> Path:
-    """The recipe's archive with this configuration, its weights not copied but linked. Raises Refused."""
+    """The recipe's archive with this configuration, its weights not copied but linked. Raises Refused.
+
+    It remembers nothing: the same few texts come again and again, and would reach no model.
+    """
     store.mkdir()
+    config = replace(config, handler=replace(config.handler, cache_bytes=0))
     recipe = replace(wanted.recipe, config=config, warnings=())
     return build.build(recipe, store, "no-archive", force=False, say=lambda line: None, opened=False)

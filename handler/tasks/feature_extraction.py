@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +62,6 @@ class FeatureExtraction:
 
     def encode(self, items: Sequence[TextItem]) -> list[Slot[Rows]]:
         """Texts to tokens."""
-        if self.pooling.lower_case:
-            items = [replace(item, text=item.text.lower()) for item in items]
         return self.encoder.encode(items)
 
     def forward(self, rows: Sequence[Tokens]) -> Sequence[Embedding]:

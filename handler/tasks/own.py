@@ -6,7 +6,7 @@
         def __init__(self, directory, options, device):
             ...  # model/ of the archive, the recipe's options, a torch.device
 
-        def run(self, texts):  # equal texts of a batch come once
+        def run(self, texts):  # equal texts of a batch come once; lanes call it side by side
             return [{"score": 0.5} for text in texts]  # a mapping each: what JSON can say, or tensors
 
 It gets what every task has: slots, so that one text's failure is that request's alone; batches, in which `run`
@@ -17,6 +17,7 @@ raises for a text, such as `handler.errors.InvalidRequest`, is what its request 
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,10 +28,10 @@ import torch
 
 from handler.batch import Slot
 from handler.config import HandlerConfig
-from handler.errors import LoadError
+from handler.errors import LoadError, NonFiniteOutput
 from handler.protocols.protocol import About
 from handler.request import Call, Limits, Request, TextItem, read_parameters, read_texts, several
-from handler.tasks.base import document, require_finite, text_inputs
+from handler.tasks.base import document, text_inputs
 from handler.tensors import WRITERS, Tensors, column, columns, plain
 from handler.text_encoder import Rows, Tokens
 
@@ -90,9 +91,8 @@ class OwnTask:
     def decode(self, request: Request, outputs: Sequence[tuple[Mapping[str, Any]]]) -> Sequence[Mapping[str, Any]]:
         """The results, if their numbers are numbers."""
         results = [result for (result,) in outputs]
-        require_finite(
-            [value for result in results for value in result.values() if isinstance(value, torch.Tensor)]
-        )
+        if not _finite(results):
+            raise NonFiniteOutput("the model answered NaN or infinity")
         return results
 
     def answer(
@@ -132,6 +132,19 @@ class OwnTask:
 
 def _one(text: str) -> int:
     return 1
+
+
+def _finite(value: Any) -> bool:
+    """Whether no number in it is NaN or an infinity, however deep."""
+    if isinstance(value, (float, np.floating)):
+        return math.isfinite(value)
+    if isinstance(value, torch.Tensor):
+        return bool(torch.isfinite(value).all())
+    if isinstance(value, np.ndarray):
+        return value.dtype.kind not in "fc" or bool(np.isfinite(value).all())
+    if isinstance(value, Mapping):
+        return all(map(_finite, value.values()))
+    return not isinstance(value, (list, tuple)) or all(map(_finite, value))
 
 
 def _on_cpu(value: Any) -> Any:

@@ -73,7 +73,8 @@ class QuestionAnswering:
         self.max_tokens = encoder.loaded.max_tokens
         self.limits = Limits(config.max_items, config.max_text_bytes)
         self.max_question = self.max_tokens // QUESTION_SHARE
-        self.context_place = 0 if encoder.pads_left else 1
+        self.context_first = tokenizer.padding_side == "left"  # as in transformers 4
+        self.context_place = 0 if self.context_first else 1
         self.null_id = tokenizer.cls_token_id
         room = self.max_tokens - self.max_question - tokenizer.num_special_tokens_to_add(pair=True)
         if encoder.stride is not None and encoder.stride >= room:
@@ -149,14 +150,14 @@ class QuestionAnswering:
         return {"stride": self.encoder.stride, "max_question_tokens": self.max_question}
 
     def _item(self, question: str, context: str) -> TextItem:
-        """The context comes first where the tokenizer pads on the left, as in transformers 4."""
-        if self.encoder.pads_left:
+        """The pair in the model's order."""
+        if self.context_first:
             return TextItem(context, True, question)
         return TextItem(question, True, context)
 
     def _question_sizes(self, items: Sequence[TextItem]) -> list[int]:
         """Each question's tokens; none where there is no pair, as in warming up."""
-        questions = [(item.pair if self.encoder.pads_left else item.text) if item.pair else "" for item in items]
+        questions = [(item.pair if self.context_first else item.text) if item.pair else "" for item in items]
         encoded = self.encoder.loaded.tokenizer(questions, add_special_tokens=False, verbose=False)
         return [len(ids) for ids in encoded["input_ids"]]
 
@@ -166,7 +167,7 @@ class QuestionAnswering:
 
     def _answers(self, request: Request, index: int, windows: Sequence[Window]) -> Found:
         item, parameters = request.items[index], request.parameters
-        text = (item.text if self.encoder.pads_left else item.pair) or ""
+        text = (item.text if self.context_first else item.pair) or ""
         answers = Answers(text, self.context_place, parameters.align_to_words)
         top_k = parameters.top_k or self.config.top_k or 1
         # Some spans end up as the same words, so more are looked at than asked for, as in transformers 4.

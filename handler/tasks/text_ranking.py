@@ -150,8 +150,6 @@ def _read_saved(directory: Path) -> dict[str, Any]:
         raise LoadError(f"model/modules.json has stages that are not supported: {', '.join(stages)}")
     if saved.get("default_prompt_name"):
         raise LoadError("model/config_sentence_transformers.json has a default prompt, which is not supported")
-    if read_json(directory / "sentence_bert_config.json").get("do_lower_case"):
-        raise LoadError("model/sentence_bert_config.json has do_lower_case, which is not supported")
     return saved
 
 

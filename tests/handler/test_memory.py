@@ -109,7 +109,7 @@ def test_models_do_not_share():
 
 
 @pytest.mark.parametrize(
-    "outputs", [row(np.nan), row(np.inf), ({1},), (np.array(["a"], object),), (float("nan"),)]
+    "outputs", [row(np.nan), row(np.inf), ({1},), ({"a": [np.nan]},), (np.array(["a"], object),), (float("nan"),)]
 )
 def test_what_is_not_finite_or_cannot_be_sized_is_not_remembered(outputs):
     memory = Memory(LARGE, b"")

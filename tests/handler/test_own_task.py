@@ -19,6 +19,7 @@ ENCODER = GUIDE.partition("```python\n")[2].partition("```")[0]
 PROMPTS = ("a wonderful story", "", "the film [IMG]was not good", "a " * 600)
 
 SCORER = """
+import numpy
 from handler.errors import InvalidRequest
 
 
@@ -32,6 +33,15 @@ class Scorer:
         if "worse" in texts:
             raise KeyError("secret")
         return [{"score": self.factor * len(text)} for text in texts]
+
+
+class Nested(Scorer):
+    odd = {"nan": float("nan"), "single": numpy.float32("inf"), "deep": {"a": [1, (numpy.array([numpy.inf]),)]}}
+    runs = []
+
+    def run(self, texts):
+        self.runs.extend(texts)
+        return [{"score": self.odd.get(text, 0.5), "more": {"list": [1, None, "a"]}} for text in texts]
 
 
 class Short(Scorer):
@@ -98,6 +108,31 @@ def test_one_texts_failure_is_its_requests_alone(room):
     assert b"secret" not in answers[2].body
     _, listed = frames.answer(service, texts=["a", "ab"])
     assert listed["predictions"] == [{"score": 2}, {"score": 4}]
+
+
+def test_what_is_no_number_is_no_answer(room):
+    service = worker.start(room, task="own_scorer:Nested")
+    texts = ("nan", "good", "single", "deep")
+    answers = frames.predict(service, [frames.ask(text=text) for text in texts])
+    assert [answer.status for answer in answers] == [500, 200, 500, 500]
+    assert b"NonFiniteOutput" in answers[0].body
+
+
+def test_results_are_remembered(room):
+    service = worker.start(room, task="own_scorer:Nested", cache_bytes=100_000)
+    runs = service.handler.pipeline.task.task.runs
+    runs.clear()
+    answers = [frames.answer(service, texts=["nan"]), *(frames.answer(service, text="good") for _ in range(3))]
+    assert [status for status, _ in answers] == [500, 200, 200, 200]
+    assert answers[1][1] == answers[3][1] == {"score": 0.5, "more": {"list": [1, None, "a"]}}
+    assert runs == ["nan", "good"]
+
+
+@pytest.mark.parametrize("unread", [{"quantize": "int8"}, {"compile": True}, {"attention": "eager"}])
+def test_keys_that_would_do_nothing_are_refused(unread):
+    [name] = unread
+    with pytest.raises(ConfigError, match=f"handler.{name}.*own"):
+        read_config({"handler": {"task": "own_scorer:Scorer", **unread}})
 
 
 def test_a_parameter_that_nobody_reads_is_refused(room):

@@ -12,6 +12,7 @@ import pytest
 from sentence_transformers import SentenceTransformer
 
 from handler.errors import LoadError
+from handler.loading import SENTENCE_CONFIGS
 from handler.pooling import POOLINGS, read_pooling
 from tests.support import frames, tiny_models, worker
 
@@ -50,6 +51,58 @@ def test_texts_are_lower_cased_where_the_model_says_so(tmp_path):
     np.testing.assert_allclose(upper, lower, atol=1e-6)
     expected = SentenceTransformer(str(tmp_path / "model"), device="cpu").encode(["the film"])
     np.testing.assert_allclose(upper, expected, atol=1e-4)
+
+
+def test_special_tokens_in_a_text_are_not_lower_cased(tmp_path):
+    tiny_models.encoder(tmp_path / "model", "mean_tokens", cased=True)
+    (tmp_path / "model" / "sentence_roberta_config.json").write_text('{"do_lower_case": true}')
+    service = worker.start(tmp_path, task="feature-extraction")
+    [response] = frames.predict(service, [frames.post(json.dumps({"text": "The [MASK] Film"}).encode())])
+    expected = SentenceTransformer(str(tmp_path / "model"), device="cpu").encode(["The [MASK] Film"])
+    np.testing.assert_allclose(json.loads(response.body)["embeddings"], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", SENTENCE_CONFIGS)
+@pytest.mark.parametrize(
+    ("own", "said"),
+    [
+        pytest.param(64, {"max_seq_length": 9, "do_lower_case": False}, id="shorter than the tokenizer's limit"),
+        pytest.param(9, {"max_seq_length": 48}, id="longer than the tokenizer's limit"),
+        pytest.param(64, {"tokenizer_args": {"model_max_length": 9}, "max_seq_length": 12}, id="older"),
+        pytest.param(64, {"processor_kwargs": {"model_max_length": 9}, "max_seq_length": 12}, id="newer"),
+    ],
+)
+def test_the_longest_text_is_that_of_sentence_transformers(tmp_path, name, own, said):
+    model = tiny_models.encoder(tmp_path / "model", "mean_tokens")
+    path = model / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "model_max_length": own}))
+    (model / name).write_text(json.dumps(said))
+    service = worker.start(tmp_path, task="feature-extraction")
+    direct = SentenceTransformer(str(model), device="cpu")
+    assert service.handler.pipeline.task.max_tokens == direct.max_seq_length
+    np.testing.assert_allclose(embeddings(tmp_path), direct.encode(TEXTS), atol=1e-4)
+
+
+def test_no_text_is_longer_than_the_models_positions(tmp_path):
+    model = tiny_models.encoder(tmp_path / "model", "mean_tokens")
+    (model / "sentence_bert_config.json").write_text('{"max_seq_length": 512}')
+    assert worker.start(tmp_path, task="feature-extraction").handler.pipeline.task.max_tokens == 64
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ({"processing_kwargs": {"text": {"max_length": 16}}}, "processing_kwargs"),
+        ({"tokenizer_args": {"use_fast": False}}, "tokenizer's use_fast"),
+        ({"model_args": {"attn_implementation": "eager"}}, "model_args"),
+        ({"transformer_task": "text-generation"}, "transformer_task"),
+    ],
+)
+def test_what_is_not_done_of_how_texts_are_tokenized_is_refused(tmp_path, content, says):
+    tiny_models.encoder(tmp_path / "model", "mean_tokens")
+    (tmp_path / "model" / "sentence_bert_config.json").write_text(json.dumps(content))
+    with pytest.raises(LoadError, match=says):
+        worker.start(tmp_path, task="feature-extraction")
 
 
 def test_several_poolings_are_concatenated(tmp_path):

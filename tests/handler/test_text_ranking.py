@@ -183,7 +183,7 @@ STAGES = [{"path": "", "type": "sentence_transformers.base.modules.transformer.T
         ("config.json", {"sentence_transformers": {"activation_fn": "a\nb"}}, r"not supported: a\?b"),
         ("config_sentence_transformers.json", {"activation_fn": "evil.Code"}, "not supported: evil.Code"),
         ("config_sentence_transformers.json", {"default_prompt_name": "query"}, "default prompt"),
-        ("sentence_bert_config.json", {"do_lower_case": True}, "do_lower_case"),
+        ("sentence_bert_config.json", {"processing_kwargs": {"text": {"max_length": 9}}}, "processing_kwargs"),
         ("modules.json", [*STAGES, {"path": "1", "type": "x.Dense"}], "stages .* Transformer, Dense"),
     ],
 )

@@ -12,6 +12,7 @@ import signal
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from handler import devices
 from handler.errors import DeviceLost, LoadError, OutOfMemory
@@ -54,6 +55,29 @@ def test_equal_texts_are_computed_once(services, monkeypatch):
         [frames.ask({"texts": ["a", "b", "a"]}), frames.ask({"text": "b"}), frames.ask({"text": "a", "top_k": 1})],
     )
     assert sum(rows_seen) == 2
+
+
+def test_a_model_that_says_nowhere_how_long_a_text_may_be(tmp_path):
+    path = tiny_models.last_classifier(tmp_path / "model") / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    del settings["model_max_length"]
+    path.write_text(json.dumps(settings))
+    with pytest.raises(LoadError, match=r"set handler\.max_tokens"):
+        worker.start(tmp_path, task="text-classification")
+    worker.start(tmp_path, task="text-classification", max_tokens=20)
+
+
+def test_a_tokenizer_that_knows_more_than_the_model(home, caplog):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(home / "model")
+    tokenizer.add_tokens(["<extra>"], special_tokens=True)
+    tokenizer.save_pretrained(home / "model")
+    with caplog.at_level(logging.WARNING):
+        service = worker.start(home, task="text-classification")
+    assert "texts with some tokens are refused" in caplog.text
+    refused, good = frames.predict(service, [frames.ask({"text": text}) for text in ("a <extra> film", "a film")])
+    assert refused.status == 422 and b"token" in refused.body
+    [expected] = reference.probabilities(home / "model", ["a film"])
+    np.testing.assert_allclose(json.loads(good.body)["probabilities"], expected, atol=1e-4)
 
 
 def test_multi_label(tmp_path):

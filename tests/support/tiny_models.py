@@ -19,6 +19,8 @@ from transformers import (
     BertForSequenceClassification,
     BertForTokenClassification,
     BertModel,
+    GPT2Config,
+    GPT2ForSequenceClassification,
     LlamaConfig,
     LlamaForCausalLM,
     Mistral3Config,
@@ -28,12 +30,16 @@ from transformers import (
     Phi3ForCausalLM,
     PixtralVisionConfig,
     PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForSequenceClassification,
     Qwen3Config,
     Qwen3ForCausalLM,
     RobertaConfig,
     RobertaForMaskedLM,
     RobertaForQuestionAnswering,
     RobertaForTokenClassification,
+    XLNetConfig,
+    XLNetForSequenceClassification,
 )
 
 CORPUS = (
@@ -52,6 +58,42 @@ def classifier(directory: Path, labels: int = 3, names: Sequence[str] = (), **co
     ids = {name: index for index, name in by_id.items()}
     model = BertForSequenceClassification(_config(tokenizer, id2label=by_id, label2id=ids, **config))
     return _spread(model, directory)
+
+
+def decoder_classifier(directory: Path, kind: str, pad_id: int | None, pad_token: str | None) -> Path:
+    """A GPT-2 or a Qwen2 that classifies by the last token, and whose config and tokenizer pad with these."""
+    tokenizer = _byte_tokenizer(directory)
+    tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    tokenizer.pad_token, tokenizer.eos_token, tokenizer.padding_side = pad_token, "<sep>", "right"
+    tokenizer.save_pretrained(directory)
+    torch.manual_seed(7)
+    shared = {"vocab_size": len(tokenizer), "num_labels": 3, "pad_token_id": pad_id, "initializer_range": 0.3}
+    shared |= {"bos_token_id": 2, "eos_token_id": 3}
+    if kind == "gpt2":
+        sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
+        model: Any = GPT2ForSequenceClassification(GPT2Config(**sizes, **shared))
+    else:
+        sizes = {**SIZES, "num_key_value_heads": 2, "max_position_embeddings": 64}
+        model = Qwen2ForSequenceClassification(Qwen2Config(**sizes, **shared))
+    model.eval().save_pretrained(directory)
+    return directory
+
+
+def pad_on_the_left(directory: Path) -> Path:
+    """Has a model's tokenizer say so."""
+    path = directory / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "padding_side": "left"}))
+    return directory
+
+
+def last_classifier(directory: Path) -> Path:
+    """An XLNet, which classifies by the row's very last token."""
+    tokenizer = _tokenizer(directory)
+    torch.manual_seed(7)
+    sizes = {"d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 64, "initializer_range": 0.3}
+    config = XLNetConfig(vocab_size=len(tokenizer), num_labels=3, pad_token_id=tokenizer.pad_token_id, **sizes)
+    XLNetForSequenceClassification(config).eval().save_pretrained(directory)
+    return directory
 
 
 def ranker(directory: Path, **config: Any) -> Path:
