@@ -107,6 +107,7 @@ class BatchPipeline:
             task.inputs,
             task.outputs,
             config.handler.max_body_bytes,
+            config.handler.max_items,
             config.handler.served_model_names or (),
         )
         self.drain = Drain()

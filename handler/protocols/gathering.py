@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
-from handler.errors import InvalidRequest
+from handler.errors import InvalidRequest, TooLarge
 from handler.protocols.protocol import Model
 from handler.request import MOST_PROBLEMS, Call
 from handler.rules import Problem, label
@@ -19,6 +20,7 @@ def gather(name: str, values: object, parameters: object, model: Model) -> Call:
 
     Raises:
         InvalidRequest: they are no list, or an object lacks its text, or two differ in a parameter.
+        TooLarge: more objects than a request may hold.
     """
     if not isinstance(values, list):
         raise InvalidRequest(f"{name}: expected a list")
@@ -26,19 +28,17 @@ def gather(name: str, values: object, parameters: object, model: Model) -> Call:
     objects = [value for value in values if isinstance(value, dict)]
     if not objects:
         return Call(name, values, False, found)
+    if len(values) > model.max_items:  # before their keys are looked at, of which a body may hold very many
+        raise TooLarge(f"{name}: {len(values)} items; the limit is {model.max_items}")
     if len(objects) < len(values):
         raise InvalidRequest(f"{name}: expected either objects or strings, not both")
     if lacking := [i for i, value in enumerate(objects) if model.field not in value]:
         raise InvalidRequest(f"{name}[{lacking[0]}]: expected an object with {model.field}")
-    names = {key: None for value in objects for key in value if key != model.field}
-    for key in names:
-        said = [value.get(key) for value in objects]
-        if key == model.beside and len(said) > 1:
-            found[key + "s"] = said
-        elif _differ(said):
-            raise InvalidRequest(f"{name}: expected the same {label(key)} in all of them")
-        else:
-            found[key] = said[0]
+    beside = model.beside if len(objects) > 1 else ""
+    own = {model.field, beside or model.field}
+    found.update(_shared(name, [{key: one[key] for key in one if key not in own} for one in objects]))
+    if beside and any(beside in one for one in objects):
+        found[beside + "s"] = [one.get(beside) for one in objects]
     return Call(name, [value[model.field] for value in objects], False, found)
 
 
@@ -58,8 +58,20 @@ def check_keys(document: Mapping[str, Any], known: Sequence[str]) -> None:
         raise InvalidRequest(f"{'; '.join(wrong[:MOST_PROBLEMS])}; expected {', '.join(known)}")
 
 
-def _differ(values: Sequence[object]) -> bool:
+def _shared(name: str, each: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """What all of them hold. Each is held against the first, which takes no longer than reading them did."""
+    first = each[0]
+    for other in each[1:]:
+        if _differ(first, other):
+            keys = (key for key in {**first, **other} if key not in first or key not in other)
+            unlike = (key for key in first.keys() & other.keys() if _differ(first[key], other[key]))
+            key = next(chain(keys, unlike), "parameters")
+            raise InvalidRequest(f"{name}: expected the same {label(key)} in all of them")
+    return first
+
+
+def _differ(one: object, other: object) -> bool:
     try:
-        return any(value != values[0] for value in values)
+        return one != other
     except RecursionError:  # JSON may be nested more deeply than Python compares
         return True

@@ -32,6 +32,7 @@ class Model:
     inputs: Sequence[Column]
     outputs: Sequence[Column]
     max_body_bytes: int
+    max_items: int  # of one request
     also_called: Collection[str] = ()  # where a protocol has the model's name in the body
 
     @property

@@ -6,6 +6,7 @@ import base64
 import json
 import re
 import struct
+import sys
 
 import numpy as np
 import pytest
@@ -13,7 +14,10 @@ import transformers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from handler.errors import InvalidRequest
 from handler.protocols import table
+from handler.protocols.gathering import gather
+from handler.protocols.protocol import Model
 from tests.support import frames, scenarios, tiny_models, worker
 from tests.support import protocols as spoken
 from tests.support.answers import assert_scored
@@ -491,6 +495,38 @@ def test_two_instances_that_disagree(services):
     asked = [{"text": "a", "query": "b"}, {"text": "a", "query": "c"}]
     status, answered = ask(services["text-ranking"], frames.ask({"instances": asked}))
     assert status == 422 and "the same query in all" in answered["error"]
+
+
+def calls_of(work):
+    """How many functions of C it calls: what a body costs, whatever the machine is busy with."""
+    counted = [0]
+    sys.setprofile(lambda frame, event, function: counted.__setitem__(0, counted[0] + (event == "c_call")))
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return counted[0]
+
+
+def gathered(objects, keys):
+    """Many objects, the last of which has many keys: what no other has."""
+    values = [{"text": "a"} for _ in range(objects)]
+    values[-1].update(dict.fromkeys(map(str, range(keys))))
+    model = Model("tiny", "1.0", "text", "", (), (), 10**6, max_items=10**6)
+    with pytest.raises(InvalidRequest, match="the same 0 in all"):
+        gather("instances", values, None, model)
+
+
+def test_objects_with_many_keys_cost_no_more_than_their_bytes():
+    once, twice = (calls_of(lambda size=size: gathered(size, size)) for size in (500, 1000))
+    assert twice < 3 * once
+
+
+@pytest.mark.parametrize("key", ["inputs", "instances"])
+def test_objects_are_counted_before_their_keys_are_read(services, key):
+    objects = [{"text": "a", "x": 1}] + [{"text": "a"}] * 32
+    status, answered = ask(services["text-classification"], frames.ask({key: objects}))
+    assert (status, answered) == (413, {"error": f"{key}: 33 items; the limit is 32"})
 
 
 def test_words_of_other_protocols_are_only_words(services):
