@@ -141,7 +141,7 @@ def write_request(request: Any) -> tuple[bytes, int]:
         **({"id": request.id} if request.id else {}),
         "parameters": {**_parameters(request.parameters), "binary_data_output": True},
         "inputs": inputs,
-        "outputs": [{"name": one.name, "parameters": _parameters(one.parameters)} for one in request.outputs],
+        "outputs": [{"name": one.name, "parameters": _as_binary(one.parameters)} for one in request.outputs],
     }
     head = json.dumps(document).encode()
     return b"".join([head, *contents]), len(head)
@@ -166,6 +166,11 @@ def _parameters(found: Mapping[str, Any]) -> dict[str, Any]:
         name: getattr(value, value.WhichOneof("parameter_choice") or "string_param")
         for name, value in found.items()
     }
+
+
+def _as_binary(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """An output's parameters, whatever they say of HTTP's forms: over gRPC every tensor is raw."""
+    return {**_parameters(parameters), "binary_data": True}
 
 
 def _path(name: str, version: str, context: Any) -> str:

@@ -13,11 +13,13 @@ import pytest
 import transformers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tritonclient.grpc import service_pb2
 
 from handler.errors import InvalidRequest
 from handler.protocols import table
 from handler.protocols.gathering import gather
 from handler.protocols.protocol import Model
+from serving.open_inference import read_answer, write_request
 from tests.support import frames, scenarios, tiny_models, worker
 from tests.support import protocols as spoken
 from tests.support.answers import assert_scored
@@ -157,6 +159,20 @@ def test_the_outputs_that_are_named(services):
     np.testing.assert_allclose(exponents / exponents.sum(axis=1, keepdims=True), probabilities, atol=1e-6)
     status, refused = ask(service, frames.ask(spoken.tensors(TOKENIZED[0], outputs=[{"name": "logit"}])))
     assert status == 422 and refused["error"].startswith("outputs: logit is none of label")
+
+
+def test_an_output_over_grpc_is_raw_whatever_its_parameters_say(services):
+    request = service_pb2.ModelInferRequest(model_name="tiny")
+    told = request.inputs.add(name="text", datatype="BYTES", shape=[1])
+    told.contents.bytes_contents.append(b"a")
+    request.parameters["binary_data_output"].bool_param = False
+    request.outputs.add(name="label").parameters["binary_data"].bool_param = False
+    request.outputs.add(name="score")
+    body, length = write_request(request)
+    [response] = frames.predict(services[TOKENIZED[0]], [frames.post(body, **{HEADER: str(length)})])
+    answered = read_answer(response.body, int(response.headers[HEADER]))
+    assert [output.name for output in answered.outputs] == ["label", "score"]
+    assert answered.raw_output_contents[0][4:].startswith(b"LABEL_") and len(answered.raw_output_contents[1]) == 4
 
 
 # -- Hugging Face, beside transformers' own pipelines
