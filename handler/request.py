@@ -45,6 +45,7 @@ class Call:
     single: bool  # one input was sent by itself, and is answered by itself
     parameters: Mapping[str, object]
     media_type: str = JSON  # that the answer is wanted in
+    number_bytes: int | None = None  # of a number in binary; None: as the model has it
     wanted: Any = None  # what else the protocol has to know when it writes the answer
 
 

@@ -111,5 +111,5 @@ WRITERS: dict[str, Callable[[Tensors], Reply]] = {
 
 
 def size_limit(media_type: str, numbers: int, width: int) -> int:
-    """The most bytes that so many numbers can take, each of `width` bytes in memory."""
+    """The most bytes that so many numbers can take, each of `width` bytes where it is not JSON."""
     return numbers * (JSON_NUMBER_BYTES if media_type == JSON else width)

@@ -23,6 +23,7 @@ from handler.wire import JSON, OPEN_INFERENCE_GRPC, RAW, Message, Reply
 
 IDS, MASK, TYPES = "input_ids", "attention_mask", "token_type_ids"
 HEADER = "Inference-Header-Content-Length"
+NUMBER_BYTES = 4  # of an output's: the protocol's JSON has no half types, so these go out as FP32
 PLATFORM = "transformers_torchserve"
 
 
@@ -61,7 +62,8 @@ def read(message: Message, document: Any, model: Model) -> Call:
             raise InvalidRequest(f"inputs: {label(tensor.name)} is also in parameters")
         alone = len(tensor.values) == 1 and tensor.name not in lists
         parameters[tensor.name] = tensor.values[0] if alone else tensor.values
-    return Call(name, inputs, False, parameters, RAW if binary else JSON, wanted)
+    media_type = RAW if all(wanted.outputs.values() if wanted.outputs else [binary]) else JSON
+    return Call(name, inputs, False, parameters, media_type, NUMBER_BYTES, wanted)
 
 
 def write(task: Teller, done: Done, about: About) -> Any:

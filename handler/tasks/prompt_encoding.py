@@ -112,7 +112,7 @@ class PromptEncoding:
         length = wanted.max_sequence_length or self.max_tokens
         if length > self.max_tokens:
             raise TooLarge(f"max_sequence_length: {length} tokens; the limit is {self.max_tokens}")
-        self._check_size(call.media_type, length * len(request.items))
+        self._check_size(call, length * len(request.items))
         truncate = self.config.truncation if wanted.truncation is None else wanted.truncation
         prompts = (Prompt(item.text, truncate, None, length, wanted.compact) for item in request.items)
         return replace(request, items=tuple(prompts))
@@ -194,12 +194,13 @@ class PromptEncoding:
             "remove": self.config.remove,
         }
 
-    def _check_size(self, media_type: str, tokens: int) -> None:
+    def _check_size(self, call: Call, tokens: int) -> None:
         """Raises TooLarge for an answer that might be over the limit, before any of it is computed."""
         numbers = tokens * len(self.layers.layers) * self.layers.width
-        size = size_limit(media_type, numbers, DTYPES[self.config.dtype].itemsize)
+        width = call.number_bytes or DTYPES[self.config.dtype].itemsize
+        size = size_limit(call.media_type, numbers, width)
         if size > (limit := self.config.max_response_bytes):
-            raise TooLarge(f"the answer may have {size} bytes as {media_type}; the limit is {limit}")
+            raise TooLarge(f"the answer may have {size} bytes as {call.media_type}; the limit is {limit}")
 
     def _prompt(self, item: TextItem) -> Prompt:
         if isinstance(item, Prompt):

@@ -7,6 +7,7 @@ import json
 import re
 import struct
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -697,6 +698,22 @@ def test_prompts_of_other_protocols(encoder):
     assert {"prompt_embeds.0", "prompt_embeds.1", "padding"} <= found.keys()
     request = frames.post(json.dumps({"inputs": "a cat"}).encode(), accept="application/x-safetensors")
     assert frames.predict(encoder, [request])[0].content_type == "application/x-safetensors"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("room", "status"), [(8192 + 4096, 200), (8192 - 1, 413)])
+def test_prompts_are_judged_by_the_bytes_that_they_come_to(encoder, tmp_path, dtype, room, status):
+    """2 layers x 32 numbers for each of 32 tokens are 8,192 bytes as FP32, which all outputs in binary are."""
+    (tmp_path / "model").symlink_to(Path(encoder.context.system_properties["model_dir"]) / "model")
+    narrow = worker.start(
+        tmp_path, task="prompt-encoding", layers=[1, 2], max_length=32, dtype=dtype, max_response_bytes=room
+    )
+    asked = {"inputs": [spoken.text_tensor("prompt", ["a cat"])]}
+    named = {"outputs": [{"name": "prompt_embeds", "parameters": {"binary_data": True}}]}
+    for how in (named, {"parameters": {"binary_data_output": True}}):
+        [response] = frames.predict(narrow, [spoken.binary(asked | how)])
+        assert response.status == status, response.body[:200]
+        assert status == 200 or b"may have 8192 bytes as application/octet-stream" in response.body
 
 
 def test_tasks_of_ones_own(tmp_path, monkeypatch):
