@@ -24,6 +24,8 @@ from handler.wire import JSON, OPEN_INFERENCE_GRPC, RAW, Message, Reply
 IDS, MASK, TYPES = "input_ids", "attention_mask", "token_type_ids"
 HEADER = "Inference-Header-Content-Length"
 NUMBER_BYTES = 4  # of an output's: the protocol's JSON has no half types, so these go out as FP32
+HINTS = ("priority", "timeout")  # Triton's, about its own queue: nothing here changes by them
+SEQUENCE = ("sequence_id", "sequence_start", "sequence_end")  # Triton's, of models that remember
 PLATFORM = "transformers_torchserve"
 
 
@@ -49,7 +51,7 @@ def read(message: Message, document: Any, model: Model) -> Call:
     check_keys(said, ("id", "inputs", "outputs", "parameters", "model_name", "model_version"))
     over_grpc = message.transport == OPEN_INFERENCE_GRPC
     tensors = read_tensors(said.get("inputs"), rest, over_grpc)
-    parameters = dict(read_mapping("parameters", said.get("parameters")))
+    parameters = _parameters(said.get("parameters"))
     binary = parameters.pop("binary_data_output", False) is True
     wanted = Wanted(_id(said.get("id")), _read_outputs(said.get("outputs"), binary), binary, over_grpc)
     by_name = {tensor.name: tensor for tensor in tensors}
@@ -106,6 +108,13 @@ def _split(message: Message) -> tuple[bytes | bytearray, bytes]:
     if not (length.isascii() and length.isdigit() and len(length) < 10 and int(length) <= len(message.body)):
         raise BadRequest(f"{HEADER}: expected at most the body's {len(message.body)} bytes")
     return message.body[: int(length)], bytes(message.body[int(length) :])
+
+
+def _parameters(found: object) -> dict[str, Any]:
+    parameters = read_mapping("parameters", found)
+    if any(name in parameters for name in SEQUENCE):
+        raise InvalidRequest("parameters: sequences are not offered, for each request stands by itself")
+    return {name: value for name, value in parameters.items() if name not in HINTS}
 
 
 def _id(found: object) -> str | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import transformers
+import tritonclient.http as triton_http
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2
@@ -174,6 +175,21 @@ def test_an_output_over_grpc_is_raw_whatever_its_parameters_say(services):
     answered = read_answer(response.body, int(response.headers[HEADER]))
     assert [output.name for output in answered.outputs] == ["label", "score"]
     assert answered.raw_output_contents[0][4:].startswith(b"LABEL_") and len(answered.raw_output_contents[1]) == 4
+
+
+def triton_request(**more):
+    tensor = triton_http.InferInput("text", [1], "BYTES")
+    tensor.set_data_from_numpy(np.array(["a"], object))
+    body, length = triton_http.InferenceServerClient.generate_request_body([tensor], **more)
+    return frames.post(bytes(body), "application/octet-stream", **{HEADER: str(length)})
+
+
+def test_tritons_words_about_its_queue_and_its_sequences(services):
+    service = services["text-classification"]
+    plain, hinted = frames.predict(service, [triton_request(), triton_request(priority=1, timeout=1000)])
+    assert plain.status == 200 and hinted.body == plain.body
+    status, refused = ask(service, triton_request(sequence_id=5, sequence_start=True))
+    assert status == 422 and refused["error"].startswith("parameters: sequences are not offered")
 
 
 # -- Hugging Face, beside transformers' own pipelines
