@@ -15,7 +15,7 @@ from handler.batch import Slot
 from handler.config import TASKS, HandlerConfig
 from handler.errors import NonFiniteOutput
 from handler.protocols.protocol import About, Teller
-from handler.request import Call, Column, Request, TextItem
+from handler.request import Call, Column, Request, TextItem, Vocabulary
 from handler.text_encoder import Rows, Tokens
 
 
@@ -51,9 +51,11 @@ def require_finite(outputs: Sequence[npt.NDArray[np.float32] | torch.Tensor]) ->
         raise NonFiniteOutput("the model answered NaN or infinity")
 
 
-def text_inputs(field: str, *more: Column, tokens: bool = False) -> tuple[Column, ...]:
-    """The columns of a task that reads texts, or, with `tokens`, what is tokenized already in their place."""
-    names = ("input_ids", "attention_mask", "token_type_ids") if tokens else ()
+def text_inputs(field: str, *more: Column, tokens: Vocabulary | None = None) -> tuple[Column, ...]:
+    """The columns of a task that reads texts, or, with `tokens`, those of that vocabulary in their place."""
+    names: tuple[str, ...] = ()
+    if tokens is not None:
+        names = ("input_ids", "attention_mask", *(("token_type_ids",) if tokens.types else ()))
     return (Column(field, "BYTES", (-1,)), *more, *(Column(name, "INT64", (-1, -1)) for name in names))
 
 

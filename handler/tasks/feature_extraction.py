@@ -46,12 +46,12 @@ class FeatureExtraction:
     field = "text"
     beside = ""
     media_types = ()
-    inputs = text_inputs("text", tokens=True)
 
     def __init__(self, config: HandlerConfig, encoder: TextEncoder) -> None:
         self.encoder = encoder
         self.max_tokens = encoder.loaded.max_tokens
         self.limits = Limits(config.max_items, config.max_text_bytes)
+        self.inputs = text_inputs("text", tokens=encoder.vocabulary)
         self.pooling = read_pooling(encoder.loaded.directory, config.pooling, config.normalize)
         size = encoder.loaded.model.config.hidden_size * len(self.pooling.names)
         self.outputs = (Column("embedding", "FP32", (-1, size)), Column("tokens", "INT64", (-1,)))

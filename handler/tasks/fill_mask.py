@@ -70,7 +70,6 @@ class FillMask:
     field = "text"
     beside = ""
     media_types = ()
-    inputs = text_inputs("text", tokens=True)
     outputs = (Column("fillings", "BYTES", (-1,)),)
 
     def __init__(self, config: HandlerConfig, encoder: TextEncoder) -> None:
@@ -79,6 +78,7 @@ class FillMask:
         self.tokenizer = loaded.tokenizer
         self.max_tokens = loaded.max_tokens
         self.limits = Limits(config.max_items, config.max_text_bytes)
+        self.inputs = text_inputs("text", tokens=encoder.vocabulary)
         self.top_k = config.top_k or TOP_K
         self.vocabulary = loaded.tokenizer.get_vocab()
         self.size = loaded.model.config.vocab_size

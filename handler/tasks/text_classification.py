@@ -49,7 +49,6 @@ class TextClassification:
     field = "text"
     beside = ""
     media_types = ()
-    inputs = text_inputs("text", tokens=True)
 
     def __init__(self, config: HandlerConfig, encoder: TextEncoder) -> None:
         model_config = encoder.loaded.model.config
@@ -59,6 +58,7 @@ class TextClassification:
         self.encoder = encoder
         self.max_tokens = encoder.loaded.max_tokens
         self.limits = Limits(config.max_items, config.max_text_bytes)
+        self.inputs = text_inputs("text", tokens=encoder.vocabulary)
         self.labels = [model_config.id2label[index] for index in range(model_config.num_labels)]
         # As transformers' own pipeline decides (pipelines/text_classification.py): one label is a yes or no.
         self.exclusive = model_config.problem_type != "multi_label_classification" and len(self.labels) > 1

@@ -59,7 +59,6 @@ class TextRanking:
     field = "text"
     beside = ""
     media_types = ()
-    inputs = text_inputs("text", Column("query", "BYTES", (1,)), tokens=True)
     outputs = (Column("score", "FP32", (-1,)),)
 
     def __init__(self, config: HandlerConfig, encoder: TextEncoder) -> None:
@@ -70,6 +69,7 @@ class TextRanking:
         self.encoder = encoder
         self.max_tokens = encoder.loaded.max_tokens
         self.limits = Limits(config.max_items, config.max_text_bytes, config.max_body_bytes)
+        self.inputs = text_inputs("text", Column("query", "BYTES", (1,)), tokens=encoder.vocabulary)
         self.activation = read_activation(encoder.loaded.directory)
 
     def parse(self, call: Call) -> Request:

@@ -381,7 +381,12 @@ def test_an_encoder_that_pads_on_the_left_takes_tokens(tmp_path):
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
     texts = [f"a {tokenizer.mask_token} story", f"the film was {tokenizer.mask_token} and long"]
     wanted = columns(good(service, frames.ask({"inputs": [spoken.text_tensor("text", texts)]})))["fillings"]
-    tensors = [t for t in spoken.tokenized(tokenizer, texts) if t["name"] != "token_type_ids"]
+    offered = [column["name"] for column in good(service, frames.post(b"", "", url_path="v2/metadata"))["inputs"]]
+    assert offered == ["text", "input_ids", "attention_mask"]  # it has no token types
+    encoded = tokenizer(
+        texts, padding=True, return_tensors="np", return_token_type_ids="token_type_ids" in offered
+    )
+    tensors = [spoken.number_tensor(name, values) for name, values in encoded.items()]
     found = columns(good(service, frames.ask({"inputs": tensors})))["fillings"]
     assert_scored(list(map(json.loads, found)), list(map(json.loads, wanted)))
 
