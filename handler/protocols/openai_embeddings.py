@@ -14,12 +14,12 @@ from typing import Any, TypeGuard
 
 from handler.errors import BadRequest, HandlerError, NotOffered
 from handler.protocols import native
-from handler.protocols.protocol import About, Done, Model, Protocol, Teller
+from handler.protocols.protocol import EMBEDDING, About, Done, Model, Protocol, Teller
 from handler.request import MOST_PROBLEMS, Call, TokenIds
 from handler.rules import TEXT, Rule, check, integer, key, one_of, optional
 from handler.wire import Message
 
-EMBEDDING, TOKENS = "embedding", "tokens"  # the columns that an answer is made of
+TOKENS = "tokens"  # the column that usage is counted by
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from handler.errors import BadRequest, NotOffered, TooLarge, UnsupportedMediaTyp
 from handler.request import Call, Column, Request
 from handler.wire import FORMS, Message, Shape, plain_error
 
+EMBEDDING = "embedding"  # the column of a model that makes one vector for each text
+
 
 @dataclass(frozen=True)
 class About:
@@ -39,6 +41,11 @@ class Model:
     def names(self) -> tuple[str, str]:
         """How a request calls its inputs."""
         return self.field, self.field + "s"
+
+    @property
+    def embeds(self) -> bool:
+        """Whether it makes one vector for each text."""
+        return any(column.name == EMBEDDING for column in self.outputs)
 
 
 class Teller(typing.Protocol):

@@ -3,7 +3,7 @@
 | what tells | protocol |
 | --- | --- |
 | TorchServe's Open Inference gRPC, or the header `Inference-Header-Content-Length` | open-inference |
-| the path `v2/infer`, `v2/metadata`, `v1/embeddings` or `v1/models` | that one |
+| the path `v2/infer`, `v2/metadata`, `v1/embeddings`, `v1/models` or `v1/hub` | that one |
 | the key `instances` | kserve-v1, Vertex AI |
 | the key `inputs`, a list of objects with a `datatype` | open-inference |
 | the key `inputs` | hugging-face |
@@ -18,7 +18,7 @@ from typing import Any
 
 import orjson
 
-from handler.protocols.hugging_face import HUGGING_FACE
+from handler.protocols.hugging_face import HUB, HUGGING_FACE
 from handler.protocols.kserve_v1 import KSERVE_V1
 from handler.protocols.native import NATIVE, is_json
 from handler.protocols.open_inference import METADATA, OPEN_INFERENCE
@@ -31,6 +31,7 @@ PATHS: Mapping[str, Protocol] = {
     "v2/metadata": METADATA,
     "v1/embeddings": OPENAI_EMBEDDINGS,
     "v1/models": OPENAI_MODELS,
+    "v1/hub": HUB,
 }
 KEYS: Mapping[str, Callable[[Any], Protocol]] = {
     "instances": lambda value: KSERVE_V1,

@@ -14,11 +14,12 @@ import transformers
 
 from handler.batch import Slot
 from handler.config import HandlerConfig
+from handler.errors import InvalidRequest
 from handler.loading import load
 from handler.pooling import pool, read_pooling
 from handler.protocols.protocol import About
 from handler.request import Call, Column, Limits, Request, TextItem, read_text_request
-from handler.rules import BOOLEAN, key
+from handler.rules import BOOLEAN, integer, key, optional
 from handler.tasks.base import require_finite, text_inputs, unlisted
 from handler.text_encoder import Rows, TextEncoder, Tokens
 
@@ -30,6 +31,10 @@ class Parameters:
     """What a request may ask for."""
 
     truncation: bool = key(BOOLEAN, "cut a text to the model's limit; false: refuse it with 413", True)
+    normalize: bool | None = key(
+        optional(BOOLEAN), "whether vectors have unit length: as the model's do only", None
+    )
+    dimensions: int | None = key(optional(integer(1)), "of a vector: the model's own only", None)
 
 
 @dataclass(frozen=True)
@@ -53,12 +58,19 @@ class FeatureExtraction:
         self.limits = Limits(config.max_items, config.max_text_bytes)
         self.inputs = text_inputs("text", tokens=encoder.vocabulary)
         self.pooling = read_pooling(encoder.loaded.directory, config.pooling, config.normalize)
-        size = encoder.loaded.model.config.hidden_size * len(self.pooling.names)
-        self.outputs = (Column("embedding", "FP32", (-1, size)), Column("tokens", "INT64", (-1,)))
+        self.size = encoder.loaded.model.config.hidden_size * len(self.pooling.names)
+        self.outputs = (Column("embedding", "FP32", (-1, self.size)), Column("tokens", "INT64", (-1,)))
 
     def parse(self, call: Call) -> Request:
-        """Texts, with truncation."""
-        return read_text_request(call, Parameters, self.limits, self.encoder.vocabulary)
+        """Texts, with truncation; normalize and dimensions where they say what is so anyway."""
+        request = read_text_request(call, Parameters, self.limits, self.encoder.vocabulary)
+        wanted: Parameters = request.parameters
+        if wanted.normalize not in (None, self.pooling.normalize):
+            have = "have" if self.pooling.normalize else "do not have"
+            raise InvalidRequest(f"normalize: this model's vectors {have} unit length, whoever asks")
+        if wanted.dimensions not in (None, self.size):
+            raise InvalidRequest(f"dimensions: this model's vectors have {self.size}")
+        return request
 
     def encode(self, items: Sequence[TextItem]) -> list[Slot[Rows]]:
         """Texts to tokens."""
