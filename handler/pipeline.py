@@ -24,8 +24,9 @@ from handler.lanes import Lanes
 from handler.measures import Measures, one_write
 from handler.memory import Memory, fingerprint
 from handler.protocols import table
+from handler.protocols.native import NATIVE
 from handler.protocols.open_inference import metadata
-from handler.protocols.protocol import About, Done, Model, check
+from handler.protocols.protocol import About, Done, Model, Protocol, check
 from handler.protocols.table import Spoken
 from handler.provenance import Provenance
 from handler.request import Call, Request, TextItem
@@ -33,7 +34,7 @@ from handler.tasks import base as tasks
 from handler.tasks.base import Task
 from handler.tensors import WRITERS, Tensors
 from handler.text_encoder import Tokens
-from handler.wire import Message, Reply, Shape, native_error
+from handler.wire import Message, Reply
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ class Requests:
     slots: list[Slot[Asked]]
     deadline: Deadline
     measures: Measures
-    shapes: Sequence[Shape]  # of each slot's errors
+    protocols: Sequence[Protocol]  # of each slot
     ids: Sequence[str]  # the clients' own
 
 
@@ -74,7 +75,7 @@ class Answers:
 
     slots: list[Slot[Answered]]
     measures: Measures
-    shapes: Sequence[Shape]
+    protocols: Sequence[Protocol]
     ids: Sequence[str]
 
 
@@ -131,13 +132,14 @@ class BatchPipeline:
                     asked, [outputs[next(cursor)] for _ in asked.request.items], requests.deadline
                 ),
             )
-        return Answers(answered, requests.measures, requests.shapes, requests.ids)
+        return Answers(answered, requests.measures, requests.protocols, requests.ids)
 
     def postprocess(self, answers: Answers, context: Any, send: Callable[..., None]) -> list[bytes]:
         """Results and errors to bodies; `send` sends a piece of a large one ahead."""
         with answers.measures.step("write"):
             limit = self.config.handler.max_response_bytes
-            bodies = wire.write(self._replies(answers), context, limit, send, answers.shapes)
+            shapes = [protocol.error for protocol in answers.protocols]
+            bodies = wire.write(self._replies(answers), context, limit, send, shapes)
         with one_write():
             if any(answers.ids):
                 _log(answers, context)
@@ -155,8 +157,8 @@ class BatchPipeline:
         waiting = iter(messages)
         while chunk := list(islice(waiting, self.config.server.batchSize)):
             answers = self._unhurried(chunk)
-            for slot, shape in zip(self._replies(answers), answers.shapes, strict=True):
-                yield wire.error_reply(slot, shape) if isinstance(slot, HandlerError) else slot
+            for slot, protocol in zip(self._replies(answers), answers.protocols, strict=True):
+                yield wire.error_reply(slot, protocol.error) if isinstance(slot, HandlerError) else slot
 
     def describe(self) -> dict[str, Any]:
         """What `GET /models/NAME?customized=true` shows beside TorchServe's own."""
@@ -207,9 +209,9 @@ class BatchPipeline:
 
     def _requests(self, messages: Sequence[Slot[Message]], deadline: Deadline, measures: Measures) -> Requests:
         spoken = each(messages, lambda message: table.find(message, self.model))
-        shapes = [native_error if isinstance(one, HandlerError) else one.protocol.error for one in spoken]
+        protocols = [NATIVE if isinstance(one, HandlerError) else one.protocol for one in spoken]
         ids = [getattr(message, "id", "") for message in messages]
-        return Requests(each(spoken, self._parse), deadline, measures, shapes, ids)
+        return Requests(each(spoken, self._parse), deadline, measures, protocols, ids)
 
     def _unhurried(self, messages: Sequence[Message]) -> Answers:
         measures = Measures(requests=len(messages))
@@ -235,7 +237,8 @@ class BatchPipeline:
         def reply(one: Answered) -> Reply:
             return _write(one.spoken.protocol.write(self.task, one.done, about), one.done.call.media_type)
 
-        return each(answers.slots, reply)
+        replies = zip(each(answers.slots, reply), answers.protocols, strict=True)
+        return [protocol.own(slot) if isinstance(slot, HandlerError) else slot for slot, protocol in replies]
 
     def _outputs(self, items: Sequence[TextItem], requests: Requests) -> Sequence[Slot[tuple[Any, ...]]]:
         deadline, measures = requests.deadline, requests.measures

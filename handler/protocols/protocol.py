@@ -7,7 +7,15 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from handler.errors import BadRequest, NotOffered, TooLarge, UnsupportedMediaType
+from handler.errors import (
+    BadRequest,
+    ClientFault,
+    HandlerError,
+    InvalidRequest,
+    NotOffered,
+    TooLarge,
+    UnsupportedMediaType,
+)
 from handler.request import Call, Column, Request
 from handler.wire import FORMS, Message, Shape, plain_error
 
@@ -81,8 +89,13 @@ class Protocol:
     read: Callable[[Message, Any, Model], Call]  # the second: the JSON document, where that was what told
     write: Callable[[Teller, Done, About], Any]
     error: Shape = plain_error
+    invalid: type[ClientFault] = InvalidRequest  # what a wrong field is in its terms, and so with which status
     describes: bool = False  # whether it asks about the model, which runs nothing
     negotiates: bool = False  # whether `Accept` may ask for tensors as something else than JSON
+
+    def own(self, error: HandlerError) -> HandlerError:
+        """The error as the protocol has it."""
+        return self.invalid(str(error)) if isinstance(error, InvalidRequest) else error
 
 
 def check(message: Message, max_bytes: int) -> None:

@@ -315,9 +315,9 @@ def test_a_model_that_embeds_nothing_has_no_openai_protocol(services):
         ({"input": "a", "dimensions": 7}, 400, "vectors have 32"),
         ({"input": "a", "encoding_format": "int8"}, 400, "one of float, base64"),
         ({"inputs": "a"}, 400, "input"),
-        ({"input": []}, 422, "at least one"),
-        ({"input": [[]]}, 422, "expected a string"),
-        ({"input": [[10**9]]}, 422, "expected ids from 0"),
+        ({"input": []}, 400, "at least one"),
+        ({"input": [[]]}, 400, "expected a string"),
+        ({"input": [[10**9]]}, 400, "expected ids from 0"),
         ({"input": ["a"] * 33}, 413, "the limit is 32"),
     ],
 )
