@@ -20,7 +20,7 @@ from handler.protocols.protocol import About
 from handler.request import Call, Column, Limits, Request, TextItem, read_parameters, read_texts
 from handler.rules import BOOLEAN, Rule, integer, key, optional
 from handler.spans import Answers, choose
-from handler.tasks.base import document, require_finite, text_inputs, unlisted
+from handler.tasks.base import document, require_finite, text_inputs
 from handler.text_encoder import Rows, TextEncoder, Tokens
 
 MOST_TOKENS = 384  # of a window, and
@@ -131,8 +131,9 @@ class QuestionAnswering:
         return [{**found[0], "answers": found} if listed else found[0] for found in results]
 
     def pipeline(self, request: Request, results: Sequence[Found], asked: Collection[str]) -> Any:
-        """As transformers 4: an answer, or a list of several; for one question or for each of a list."""
-        return unlisted(request, [found[0] if len(found) == 1 else found for found in results])
+        """As transformers 4: an answer, or a list of several; for one question, or for each of more than one."""
+        each = [found[0] if len(found) == 1 else found for found in results]
+        return each[0] if len(each) == 1 else each
 
     def columns(self, request: Request, results: Sequence[Found]) -> dict[str, Any]:
         """The best answer to each question, and all that were asked for."""

@@ -256,6 +256,7 @@ def test_answers_as_transformers_4_shaped_them(services):
     service, one = services["question-answering"], {"question": "who?", "context": spoken.CONTEXT}
     native = good(service, frames.ask(one))
     assert_scored(good(service, frames.ask({"inputs": one})), native)
+    assert_scored(good(service, frames.ask({"inputs": [one]})), native)
     assert_scored(good(service, frames.ask({"inputs": [one, one]})), [native, native])
     several = good(service, frames.ask({"inputs": one, "parameters": {"top_k": 3}}))
     assert_scored(several, good(service, frames.ask({**one, "top_k": 3}))["answers"])
