@@ -19,7 +19,8 @@ def gather(name: str, values: object, parameters: object, model: Model) -> Call:
     of the whole request, and has to be the same in all of them.
 
     Raises:
-        InvalidRequest: they are no list, or an object lacks its text, or two differ in a parameter.
+        InvalidRequest: they are no list, or an object lacks its text, or two differ in a parameter, or one is also
+            among `parameters`.
         TooLarge: more objects than a request may hold.
     """
     if not isinstance(values, list):
@@ -36,10 +37,12 @@ def gather(name: str, values: object, parameters: object, model: Model) -> Call:
         raise InvalidRequest(f"{name}[{lacking[0]}]: expected an object with {model.field}")
     beside = model.beside if len(objects) > 1 else ""
     own = {model.field, beside or model.field}
-    found.update(_shared(name, [{key: one[key] for key in one if key not in own} for one in objects]))
+    said = dict(_shared(name, [{key: one[key] for key in one if key not in own} for one in objects]))
     if beside and any(beside in one for one in objects):
-        found[beside + "s"] = [one.get(beside) for one in objects]
-    return Call(name, [value[model.field] for value in objects], False, found)
+        said[beside + "s"] = [one.get(beside) for one in objects]
+    if both := said.keys() & found.keys():
+        raise InvalidRequest(f"parameters: {label(min(both))} is also in {name}")
+    return Call(name, [value[model.field] for value in objects], False, {**found, **said})
 
 
 def read_mapping(name: str, value: object) -> Mapping[str, Any]:

@@ -14,7 +14,7 @@ import transformers
 
 from handler.batch import Slot
 from handler.config import HandlerConfig
-from handler.errors import LoadError
+from handler.errors import InvalidRequest, LoadError
 from handler.loading import load, read_json
 from handler.protocols.protocol import About
 from handler.request import (
@@ -75,6 +75,8 @@ class TextRanking:
     def parse(self, call: Call) -> Request:
         """A query and texts, with top_k, return_texts, raw_scores and truncation."""
         if is_tokenized(call):  # both texts in one
+            if "query" in call.parameters:
+                raise InvalidRequest(f"query: expected none beside {call.field}, which hold it already")
             call = replace(call, parameters={"query": "", **call.parameters})
             return read_text_request(call, Parameters, self.limits, self.encoder.vocabulary)
         request = read_text_request(call, Parameters, self.limits)

@@ -536,6 +536,22 @@ def test_two_instances_that_disagree(services):
     assert status == 422 and "the same query in all" in answered["error"]
 
 
+@pytest.mark.parametrize("key", ["inputs", "instances"])
+def test_what_is_said_twice(services, key):
+    for task, own, beside, name in (
+        ("text-classification", {"text": "a", "top_k": 1}, {"top_k": 3}, "top_k"),
+        ("question-answering", {"question": "a", "context": "b"}, {"contexts": ["c", "d"]}, "contexts"),
+    ):
+        status, answered = ask(services[task], frames.ask({key: [own, own], "parameters": beside}))
+        assert (status, answered) == (422, {"error": f"parameters: {name} is also in {key}"})
+
+
+def test_a_query_beside_tokens_that_hold_one(services):
+    tensors = [spoken.number_tensor("input_ids", np.array(IDS)), spoken.text_tensor("query", ["a"])]
+    status, answered = ask(services["text-ranking"], frames.ask({"inputs": tensors}))
+    assert status == 422 and answered["error"].startswith("query: expected none beside input_ids")
+
+
 def calls_of(work):
     """How many functions of C it calls: what a body costs, whatever the machine is busy with."""
     counted = [0]
