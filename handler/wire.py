@@ -189,7 +189,8 @@ def _as_tensor(reply: Reply, context: Any) -> Reply:
     Statuses are passed over there, and an answer that lacks any of these keys kills the worker (GRPCJob.java:173).
     An exception would have a status, and fail the whole batch with it.
     """
-    said = {"code": reply.status, **orjson.loads(reply.body)}
+    error = orjson.loads(reply.body)["error"]
+    said = {"code": reply.status, "error": error if isinstance(error, str) else error["message"]}
     tensor = {"name": "error", "datatype": "BYTES", "shape": [1], "data": [said]}
     name = str(getattr(context, "model_name", ""))
     return Reply(orjson.dumps({"id": "", "model_name": name, "model_version": "", "outputs": [tensor]}))

@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +38,8 @@ KEYS: Mapping[str, Callable[[Any], Protocol]] = {
     "instances": lambda value: KSERVE_V1,
     "inputs": lambda value: OPEN_INFERENCE if _are_tensors(value) else HUGGING_FACE,
 }
+BEGINNING = 1000  # bytes of a body over its limit in which its protocol's key is looked for
+TOO_LONG = re.compile(rb'"(%s)"\s*:' % b"|".join(key.encode() for key in KEYS))  # in a text its quotes are escaped
 WORDS = {key: key.encode() for key in KEYS}  # a body that has none of them is not read here
 PROTOCOLS = (NATIVE, HUGGING_FACE, KSERVE_V1, OPEN_INFERENCE, OPENAI_EMBEDDINGS)
 
@@ -58,7 +61,11 @@ def find(message: Message, model: Model) -> Spoken:
         return Spoken(protocol, message)
     # A task's own field may be called as another protocol's key.
     keys = [key for key, word in WORDS.items() if word in message.body and key not in model.names]
-    if keys and len(message.body) <= model.max_body_bytes and is_json(message):
+    if keys and len(message.body) > model.max_body_bytes and is_json(message):  # only refused, in its shape
+        begun = TOO_LONG.search(message.body[:BEGINNING])
+        if begun and (key := begun[1].decode()) in keys:
+            return Spoken(KEYS[key](None), message)
+    elif keys and is_json(message):
         try:
             document = orjson.loads(message.body)
         except orjson.JSONDecodeError:

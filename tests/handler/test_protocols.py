@@ -495,7 +495,21 @@ def test_an_error_over_open_inference_grpc_is_an_answer_that_it_can_carry(servic
 def test_a_defect_over_open_inference_grpc_too(services, monkeypatch):
     monkeypatch.setattr(services["text-classification"].handler, "preprocess", lambda data: 1 / 0)
     answered = good(services["text-classification"], spoken.over_open_inference_grpc({}))
-    assert answered["outputs"][0]["data"][0]["code"] == 500
+    assert answered["outputs"][0]["data"] == [{"code": 500, "error": "the request could not be answered"}]
+
+
+@pytest.mark.parametrize(
+    ("document", "plain"),
+    [
+        ({"instances": ["a" * 100_000]}, True),
+        ({"parameters": {}, "inputs": "a" * 100_000}, True),
+        ({"id": "7", "inputs": [spoken.text_tensor("text", ["a" * 100_000])]}, True),
+        ({"text": '{"inputs": "a"}' + "a" * 100_000}, False),
+    ],
+)
+def test_a_body_over_the_limit_is_refused_in_its_protocols_shape(services, document, plain):
+    status, answered = ask(services["text-classification"], frames.ask(document))
+    assert status == 413 and isinstance(answered["error"], str) is plain
 
 
 # -- who asks wrongly is told so, in the protocol's shape
