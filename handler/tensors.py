@@ -39,9 +39,13 @@ class Tensors:
 
 
 def column(values: Sequence[Any]) -> Any:
-    """What is said of each input: an array, where all of it are numbers of a kind; else the list as it is."""
-    for kind, dtype in ((bool, np.bool_), (int, np.int64), (float, np.float64)):
-        if values and all(type(value) is kind for value in values):
+    """What is said of each input: an array, where all of it are numbers or all are bools; else the list as it is.
+
+    Integers among floats are floats: what a column is does not hang on whether one of its numbers is whole.
+    """
+    kinds = {type(value) for value in values}
+    for fitting, dtype in (({bool}, np.bool_), ({int}, np.int64), ({int, float}, np.float64)):
+        if kinds and kinds <= fitting:
             return np.array(values, dtype)
     return list(values)
 
@@ -61,7 +65,8 @@ def plain(value: Any) -> Any:
 
 
 def _array(tensor: torch.Tensor) -> Any:
-    return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+    half = tensor.is_floating_point() and tensor.itemsize < 4
+    return (tensor.float() if half else tensor).numpy()
 
 
 def write_json(answer: Tensors) -> Reply:

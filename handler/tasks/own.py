@@ -150,6 +150,8 @@ def _finite(value: Any) -> bool:
 def _on_cpu(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return torch.from_numpy(value)
+    if isinstance(value, np.generic):  # one number, as orjson and `column` know it
+        return value.item()
     return value.detach().cpu() if isinstance(value, torch.Tensor) else value
 
 

@@ -710,6 +710,28 @@ class Vectors(Mine):
 
     def run(self, texts):
         return [{"vector": np.full(2, len(text), np.float32), "size": len(text)} for text in texts]
+
+
+class Numbers(Mine):
+    field = "text"
+
+    def run(self, texts):
+        return [
+            {
+                "scalar": np.float32(0.5),
+                "whole": np.int64(len(text)),
+                "flag": np.bool_(len(text) > 1),
+                "half": len(text) // 2 if len(text) % 2 == 0 else len(text) / 2,
+            }
+            for text in texts
+        ]
+
+
+class Wide(Mine):
+    field = "text"
+
+    def run(self, texts):
+        return [{"third": np.array([1 / 3]), "half": np.array([0.5], np.float16)} for text in texts]
 """
 
 
@@ -790,6 +812,23 @@ def test_tasks_of_ones_own(tmp_path, monkeypatch):
     found = columns(good(vectors, frames.ask({"inputs": [spoken.text_tensor("text", ["ab", "c"])]})))
     assert found["vector"].tolist() == [[2, 2], [1, 1]] and found["size"].tolist() == [2, 1]
     assert good(vectors, frames.ask({"instances": ["ab"]})) == {"predictions": [{"vector": [2, 2], "size": 2}]}
+
+
+def test_numbers_of_ones_own(tmp_path, monkeypatch):
+    tiny_models.classifier(tmp_path / "model")
+    (tmp_path / "numbers_of_protocols.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    numbers = worker.start(tmp_path, task="numbers_of_protocols:Numbers")
+    answered = good(numbers, frames.ask({"inputs": [spoken.text_tensor("text", ["ab", "a"])]}))
+    datatypes = {tensor["name"]: tensor["datatype"] for tensor in answered["outputs"]}
+    assert datatypes == {"scalar": "FP64", "whole": "INT64", "flag": "BOOL", "half": "FP64"}
+    assert columns(answered)["half"].tolist() == [1, 0.5]
+    assert good(numbers, frames.ask(text="ab")) == {"scalar": 0.5, "whole": 2, "flag": True, "half": 1}
+    wide = worker.start(tmp_path, task="numbers_of_protocols:Wide")
+    answered = good(wide, frames.ask({"inputs": [spoken.text_tensor("text", ["ab"])]}))
+    assert [tensor["datatype"] for tensor in answered["outputs"]] == ["FP64", "FP32"]
+    assert columns(answered)["third"].tolist() == [[1 / 3]]
+    assert good(wide, frames.ask(text="ab"))["third"] == [[1 / 3]]
 
 
 def test_one_label_is_a_list_of_one(services):
