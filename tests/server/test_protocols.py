@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import grpc
+import huggingface_hub
 import numpy as np
 import openai
 import pytest
@@ -170,6 +171,16 @@ def test_hugging_faces_requests(server, native):
     ).json()
     wanted = native("classifier", text=TEXTS[0])
     assert answered == [{"label": wanted["label"], "score": wanted["confidence"]}]
+
+
+def test_the_hubs_client(server, native, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    client = huggingface_hub.InferenceClient(
+        f"{server.inference_url}/predictions/classifier/1.0/v1/hub", token="-"
+    )
+    found = client.text_classification(TEXTS[0])
+    wanted = sorted(native("classifier", text=TEXTS[0])["probabilities"], reverse=True)
+    np.testing.assert_allclose([one.score for one in found], wanted, atol=1e-4)
 
 
 def test_the_openai_client(server, native):
