@@ -176,7 +176,7 @@ class BatchPipeline:
             "input": self.task.field,
             "inputs": tensors["inputs"],
             "outputs": tensors["outputs"],
-            "protocols": [protocol.name for protocol in table.PROTOCOLS],
+            "protocols": [protocol.name for protocol in table.PROTOCOLS if protocol.speaks(self.model)],
             "limits": limits,
             "sha256": self.provenance.digests,
             **self.task.describe(),

@@ -105,7 +105,9 @@ def _is_tokens(value: object) -> TypeGuard[list[int]]:
     return isinstance(value, list) and bool(value) and all(type(one) is int for one in value)
 
 
-OPENAI_EMBEDDINGS = Protocol("openai-embeddings", read, write, openai_error, BadRequest)
+OPENAI_EMBEDDINGS = Protocol(
+    "openai-embeddings", read, write, openai_error, BadRequest, speaks=lambda model: model.embeds
+)
 OPENAI_MODELS = Protocol(
     "openai models", read_models, lambda task, done, about: done.call.wanted, openai_error, describes=True
 )

@@ -92,6 +92,7 @@ class Protocol:
     invalid: type[ClientFault] = InvalidRequest  # what a wrong field is in its terms, and so with which status
     describes: bool = False  # whether it asks about the model, which runs nothing
     negotiates: bool = False  # whether `Accept` may ask for tensors as something else than JSON
+    speaks: Callable[[Model], bool] = lambda model: True  # whether it has words for what a model answers
 
     def own(self, error: HandlerError) -> HandlerError:
         """The error as the protocol has it."""

@@ -451,7 +451,10 @@ def test_describe_says_what_metadata_says(services):
     described = json.loads(response.body)
     metadata = good(services["text-classification"], frames.post(b"", "", url_path="v2/metadata"))
     assert (described["inputs"], described["outputs"]) == (metadata["inputs"], metadata["outputs"])
-    assert described["protocols"] == [protocol.name for protocol in table.PROTOCOLS]
+    every = ["native", "hugging-face", "kserve-v1", "open-inference"]
+    assert described["protocols"] == every
+    [response] = frames.predict(services["feature-extraction"], [frames.Request([], {"describe": "True"})])
+    assert json.loads(response.body)["protocols"] == [*every, "openai-embeddings"]
     assert described["sha256"] == {}  # the archiver writes them down
 
 
