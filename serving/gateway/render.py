@@ -18,8 +18,8 @@ TEMPLATE = Path(__file__).resolve().parent.parent.parent / "docker" / "gateway" 
 CHECK_MS = 100  # how stale the readiness of a model may be
 DEFAULT_IN_FLIGHT = 1000  # TorchServe's jobQueueSize, as recipes have it
 CALLS_IN_FLIGHT = 256  # gRPC's, of all models
-FRONT_THREADS = CALLS_IN_FLIGHT + 16  # those beyond are for health, which does not wait
-FRONT, INNER = "grpc.sock", "inner.sock"  # where that front is called, and where it calls
+HEALTH_CALLS = 16  # of gRPC that go on beside those
+FRONT, HEALTH, INNER = "grpc.sock", "health.sock", "inner.sock"  # where that front is called, and where it calls
 ERRORS = (  # what HAProxy says by itself
     (400, "BadRequest", "this is no HTTP that is taken here"),
     (408, "RequestTimeout", "the request did not come whole in time"),
@@ -95,9 +95,10 @@ def haproxy_configuration(gateway: Gateway, folder: Path) -> str:
         metrics=gateway.metrics,
         grpc=gateway.grpc,
         front=FRONT,
+        health=HEALTH,
         inner=INNER,
         calls=CALLS_IN_FLIGHT,
-        inside=FRONT_THREADS if gateway.grpc else 0,  # connections that no client has
+        inside=CALLS_IN_FLIGHT + HEALTH_CALLS if gateway.grpc else 0,  # connections that no client has
         grpc_seconds=call_seconds(gateway),
         tls=gateway.tls,
         keys=gateway.keys not in (None, PLATFORM),

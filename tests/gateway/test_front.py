@@ -9,12 +9,17 @@ import sys
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
+import grpc
 import pytest
 import requests
+from tritonclient.grpc import service_pb2 as messages
+from tritonclient.grpc import service_pb2_grpc as services
 
 from serving.gateway import haproxy, keys, render
+from serving.ports import free_ports
 from tests.support.behind import front
 from tests.support.raw import raw, status_of
 
@@ -201,6 +206,42 @@ def test_a_model_that_was_loaded_has_a_bound_too(monkeypatch):
     assert set(statuses) == {200, 503} and statuses[503] >= 3
     refused = next(one.result() for one in asked if one.result().status_code == 503)
     assert refused.headers["Retry-After"] == "1"
+
+
+# -- gRPC
+
+
+@contextmanager
+def grpc_front(**told):
+    """A gateway with gRPC, and a stub for it."""
+    address = f"127.0.0.1:{free_ports(1)}"
+    with front({"grpc": address, **told}) as running, grpc.insecure_channel(address) as channel:
+        stub = services.GRPCInferenceServiceStub(channel)
+        wait_for(lambda: answers(stub))
+        yield running, stub
+
+
+def answers(stub):
+    """Whether its front is there."""
+    try:
+        return stub.ServerReady(messages.ServerReadyRequest(), timeout=5).ready
+    except grpc.RpcError:
+        return False
+
+
+def test_calls_that_are_given_up_leave_their_places(monkeypatch):
+    monkeypatch.setattr(render, "CALLS_IN_FLIGHT", 4)
+    with grpc_front() as (running, stub):
+        local = running.behind["local"]
+        local.wait = 60
+        for seen in (4, 8, 12):
+            calls = [stub.ModelInfer.future(messages.ModelInferRequest(model_name="tiny")) for _ in range(4)]
+            wait_for(lambda seen=seen: len(local.seen) == seen)
+            asked = time.monotonic()
+            assert stub.ServerReady(messages.ServerReadyRequest(), timeout=5).ready, "health does not wait"
+            assert time.monotonic() - asked < 1
+            for call in calls:
+                call.cancel()
 
 
 # -- canaries
