@@ -360,15 +360,23 @@ def test_tls_and_readiness_before_any_server_is_there(told, tmp_path):
                     except requests.ConnectionError:
                         continue
                     seen.add(path)
-                    assert path == "/livez" or answer.status_code == 503
+                    assert answer.status_code == (200 if path == "/livez" else 503)
+            while not any(row["pxname"] == "alive" and row["status"] == "DOWN" for row in front._statistics()):
+                time.sleep(0.05)
+            livez = requests.get(f"https://127.0.0.1:{port}/livez", verify=str(tmp_path / "crt"), timeout=5)
+            assert livez.status_code == 200, "a start is no death"
             with pytest.raises(requests.ConnectionError):
                 requests.get(f"http://127.0.0.1:{port}/health", timeout=5)
             assert not front.models_up()
             root = str(tmp_path / "crt")
             with triton.InferenceServerClient(gateway.grpc, ssl=True, root_certificates=root) as client:
                 assert not asked_again(client.is_server_ready) and not client.is_model_ready("tiny")
+                assert client.is_server_live()
             with triton.InferenceServerClient(gateway.grpc) as client, pytest.raises(InferenceServerException):
                 client.is_server_ready(client_timeout=5)
+            front.tell_state("ready")
+            livez = requests.get(f"https://127.0.0.1:{port}/livez", verify=str(tmp_path / "crt"), timeout=5)
+            assert livez.status_code == 503
         finally:
             front.stop()
 
