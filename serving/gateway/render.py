@@ -41,7 +41,8 @@ class Variant:
     servers: Mapping[str, Server]
     max_in_flight: int
     seconds: int
-    canary: bool = False
+    canary: bool = False  # whether it is one
+    has_canary: bool = False
 
 
 def variants(gateway: Gateway) -> Iterator[Variant]:
@@ -56,7 +57,9 @@ def _variant(gateway: Gateway, name: str, model: Model, backend: str, of: Model 
     servers = {server: gateway.servers[server] for server in of.servers or gateway.servers}
     version = of.version or model.version or ""
     in_flight = model.max_in_flight or DEFAULT_IN_FLIGHT
-    return Variant(backend, name, version, servers, in_flight, model.seconds, isinstance(of, Canary))
+    canary = isinstance(of, Canary)
+    has_canary = model.canary is not None and not canary
+    return Variant(backend, name, version, servers, in_flight, model.seconds, canary, has_canary)
 
 
 def write(gateway: Gateway, folder: Path) -> Path:

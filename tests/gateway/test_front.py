@@ -269,6 +269,36 @@ def test_a_canary_on_another_server_that_dies():
         wait_for(lambda: running.post().json()["server"] == "second")
 
 
+def test_a_canary_stands_in_and_readiness_is_not_drawn_by_lot():
+    told = {"models": {"tiny": {"servers": ["local"], "canary": {"servers": ["second"], "weight": 50}}}}
+    readiness = ("/health", "/v2/models/tiny/ready", "/v1/models/tiny")
+    with front(told, ["second"]) as running:
+
+        def set_ready(local, second):
+            running.behind["local"].ready, running.behind["second"].ready = local, second
+            wanted = {name: "UP" if ready else "DOWN" for name, ready in (("local", local), ("second", second))}
+
+            def seen():
+                rows = running.haproxy._statistics()
+                return {row["svname"]: row["status"] for row in rows if row["pxname"].startswith("m.tiny")}
+
+            wait_for(lambda: {name: seen()[name] for name in wanted} == wanted)
+
+        def statuses():
+            return {running.get(path).status_code for path in readiness for _ in range(8)}
+
+        set_ready(True, False)
+        assert statuses() == {200} and {running.post().json()["server"] for _ in range(8)} == {"local"}
+        set_ready(False, True)
+        assert statuses() == {200} and {running.post().json()["server"] for _ in range(8)} == {"second"}
+        assert running.get("/v2/models/tiny/versions/1.0/ready").status_code == 503
+        running.haproxy.ask(f"set map {running.haproxy.folder}/canary.map m.tiny 0")
+        assert statuses() == {503} and running.post().status_code == 503
+        running.haproxy.ask(f"set map {running.haproxy.folder}/canary.map m.tiny 50")
+        set_ready(False, False)
+        assert statuses() == {503}
+
+
 # -- what is seen
 
 
