@@ -93,8 +93,13 @@ class HAProxy:
         """One command to its socket, and the answer."""
         return ask(self.folder / SOCKET, command)
 
-    def finish(self, seconds: float) -> None:
-        """Takes nobody in any more, and waits until everybody has been answered, or so long."""
+    def finish(self, seconds: float) -> float:
+        """Says `not ready`, and after the notice takes nobody in any more.
+
+        Then it waits until everybody has been answered, or so many seconds; returns how many are left.
+        """
+        self.tell_state("stopping")
+        time.sleep(self.gateway.notice_seconds)
         end = time.monotonic() + seconds
         with suppress(OSError):  # it has ended already
             for address in filter(None, (self.gateway.listen, self.gateway.grpc)):
@@ -104,6 +109,7 @@ class HAProxy:
         self.process.send_signal(signal.SIGUSR1)  # a soft stop: it ends when the last stream has
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(max(0.0, end - time.monotonic()))
+        return end - time.monotonic()
 
     def _finish_calls(self, end: float) -> None:
         """Waits for the last call: each comes back in by a listener that a soft stop closes at once.

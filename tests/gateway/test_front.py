@@ -244,6 +244,17 @@ def test_calls_that_are_given_up_leave_their_places(monkeypatch):
                 call.cancel()
 
 
+# -- the end
+
+
+def test_what_is_accepted_has_its_time_after_the_notice():
+    with front({"notice_seconds": 2}) as running, ThreadPoolExecutor(1) as threads:
+        answer = threads.submit(running.post, document={"wait": 3})
+        wait_for(lambda: running.behind["local"].seen)
+        assert 0 < running.haproxy.finish(2) < 2
+        assert answer.result().status_code == 200
+
+
 # -- canaries
 
 
