@@ -24,7 +24,7 @@ from serving.drain import drain
 from serving.errors import CannotServe
 from serving.gateway import config, grpc_front
 from serving.gateway.config import Gateway
-from serving.gateway.haproxy import HAProxy
+from serving.gateway.haproxy import HAProxy, check_descriptors
 from serving.scratch import private_directory, scratch_directory
 from serving.signals import end_at_signals, note_signals
 
@@ -153,6 +153,7 @@ def read_gateway(
     gateway = config.read(file, config.Server(**host_port), served, **moved)
     if gateway.grpc:
         grpc_front.check_requirement()
+    check_descriptors(gateway)
     ours = settings.endpoints(dict(properties))
     for name, address in gateway.addresses.items():
         if any(config.overlap(address, f"{host}:{port}") for host, port in ours):

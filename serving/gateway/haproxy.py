@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -22,6 +23,8 @@ from serving.gateway.grpc_front import GrpcFront
 
 OLDEST = (2, 6)
 SOCKET = "admin.sock"
+ALERTS = "stderr"  # a file
+SPARE_FILES = 200  # listeners, checks, HAProxy's own
 POLL_SECONDS = 1.0  # between two looks at the file of keys
 CALL_SECONDS = 0.1  # between two looks whether a call is left; a new connection has begun its first by then
 
@@ -48,11 +51,13 @@ class HAProxy:
             raise CannotServe(f"HAProxy does not take its configuration: {said}")
         self._keys_seen = self._keys_state()
         self._looked = time.monotonic()
-        self.process = subprocess.Popen(
-            [program, "-db", "-f", configuration],
-            stderr=subprocess.DEVNULL,  # the same again as on stdout, where its log goes
-            preexec_fn=own_session,  # noqa: PLW1509 - no thread has been started
-        )
+        # What it says here while it runs is in its log on stdout too; why it does not start is here only.
+        with (folder / ALERTS).open("wb") as alerts:
+            self.process = subprocess.Popen(
+                [program, "-db", "-f", configuration],
+                stderr=alerts,
+                preexec_fn=own_session,  # noqa: PLW1509 - no thread has been started
+            )
         self.grpc = GrpcFront(gateway, folder) if gateway.grpc else None
 
     @property
@@ -63,7 +68,9 @@ class HAProxy:
     def check(self) -> None:
         """Looks after it, many times a second. Raises CannotServe when it has ended."""
         if (status := self.process.poll()) is not None:
-            raise CannotServe(f"HAProxy ended by itself with status {status}; its last lines say why")
+            lines = (self.folder / ALERTS).read_text(errors="replace").splitlines()
+            said = " ".join(line for line in lines[-3:] if "ALERT" in line) or "its last lines say why"
+            raise CannotServe(f"HAProxy ended by itself with status {status}; {said}")
         if self.grpc:
             self.grpc.check()
         if time.monotonic() - self._looked >= POLL_SECONDS:
@@ -153,6 +160,15 @@ class HAProxy:
         except CannotServe as err:
             print(f"the keys stay as they were: {err}", flush=True)
         self._keys_seen = state
+
+
+def check_descriptors(gateway: Gateway) -> None:
+    """Raises CannotServe where HAProxy could not have as many files open as its connections need."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    most = (hard - SPARE_FILES) // 2 - render.inside(gateway)  # a connection has another one to a server
+    if hard != resource.RLIM_INFINITY and gateway.limits.connections > most:
+        expected = f"expected at most {max(0, most)}, as {hard} files may be open here (ulimit -Hn)"
+        raise CannotServe(f"limits.connections: {gateway.limits.connections}: {expected}")
 
 
 def find() -> str:

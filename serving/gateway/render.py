@@ -101,7 +101,7 @@ def haproxy_configuration(gateway: Gateway, folder: Path) -> str:
         health=HEALTH,
         inner=INNER,
         calls=CALLS_IN_FLIGHT,
-        inside=CALLS_IN_FLIGHT + HEALTH_CALLS if gateway.grpc else 0,  # connections that no client has
+        inside=inside(gateway),
         grpc_seconds=call_seconds(gateway),
         tls=gateway.tls,
         keys=gateway.keys not in (None, PLATFORM),
@@ -121,6 +121,11 @@ def haproxy_configuration(gateway: Gateway, folder: Path) -> str:
         port=lambda address: address.rpartition(":")[2],
         retry_after=lambda status: "hdr Retry-After 1" if status == 503 else "",
     )
+
+
+def inside(gateway: Gateway) -> int:
+    """Connections that no client has: those of the front of gRPC."""
+    return CALLS_IN_FLIGHT + HEALTH_CALLS if gateway.grpc else 0
 
 
 def call_seconds(gateway: Gateway) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import socket
 import subprocess
 import sys
 import tempfile
@@ -244,6 +245,30 @@ def test_a_server_does_not_start_with_a_wrong_file(tmp_path, wrapped):
         said, _ = process.communicate(timeout=60)
         assert process.returncode == 1 and said.startswith("error: ") and said.count("\n") == 1, said
         assert f".yaml: {wrong[text]}: expected" in said or f"{wrong[text]}: is not a loopback" in said
+
+
+def test_more_connections_than_files_may_be_open_are_refused_before_java(tmp_path):
+    with zipfile.ZipFile(tmp_path / "tiny.mar", "w") as archive:
+        archive.writestr(MANIFEST, json.dumps({"model": {"modelName": "tiny", "modelVersion": "1.0"}}))
+    command = [sys.executable, "-m", "serving", "--model-store", str(tmp_path), "--gateway"]
+    limited = ["prlimit", "--nofile=1024:8000", *command, "--port-base", str(free_ports(7))]
+    ended = subprocess.run(limited, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("error: limits.connections: 4000: expected at most 3900, as 8000 files may be")
+    assert ended.stderr.count("\n") == 1
+
+
+def test_why_haproxy_does_not_start_is_said(told):
+    port = free_ports(2)
+    gateway = told(json.dumps({"listen": f"127.0.0.1:{port}", "metrics": f"127.0.0.1:{port + 1}"}))
+    with tempfile.TemporaryDirectory(prefix="gw-") as folder, socket.create_server(("127.0.0.1", port)):
+        front = HAProxy(gateway, Path(folder))
+        try:
+            front.process.wait(20)
+            with pytest.raises(CannotServe, match=r"status 1; .*cannot bind socket .*127.0.0.1:\d+"):
+                front.check()
+        finally:
+            front.stop()
 
 
 # -- keys
