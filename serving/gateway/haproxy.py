@@ -43,13 +43,13 @@ class HAProxy:
     def __init__(self, gateway: Gateway, folder: Path) -> None:
         self.gateway = gateway
         self.folder = folder
+        self._keys_seen = self._keys_state()  # before they are read, so that no change is missed
         configuration = render.write(gateway, folder)
         program = find()
         judged = subprocess.run([program, "-c", "-f", configuration], capture_output=True, text=True, check=False)
         if judged.returncode:
             said = " ".join(line for line in judged.stderr.splitlines() if "ALERT" in line)
             raise CannotServe(f"HAProxy does not take its configuration: {said}")
-        self._keys_seen = self._keys_state()
         self._looked = time.monotonic()
         # What it says here while it runs is in its log on stdout too; why it does not start is here only.
         with (folder / ALERTS).open("wb") as alerts:
@@ -137,12 +137,12 @@ class HAProxy:
                 process.kill()
                 process.wait()
 
-    def _keys_state(self) -> tuple[int, int] | None:
+    def _keys_state(self) -> tuple[int, ...] | None:
         if self.gateway.keys in (None, PLATFORM):
             return None
         try:
             found = Path(self.gateway.keys).stat()
-            return found.st_mtime_ns, found.st_ino
+            return found.st_mtime_ns, found.st_ctime_ns, found.st_ino  # the second one knows of permissions too
         except OSError:
             return None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -378,6 +379,32 @@ def test_a_reload_that_failed_is_tried_again(tmp_path, monkeypatch, capfd):
         assert (status(made), status(late)) == (200, 200)
         said = capfd.readouterr().out
         assert "stay as they were for a second: HAProxy says Out of memory" in said and "read again" in said
+
+
+def test_no_change_of_the_keys_is_missed(tmp_path, monkeypatch):
+    (ann, line), (bob, second) = (keys.new(name, "inference") for name in ("ann", "bob"))
+    file = tmp_path / "keys"
+    file.write_text(f"{line}\n{second}\n")
+    monkeypatch.setattr(haproxy, "POLL_SECONDS", 0)
+    find = haproxy.find
+
+    def revoke_and_find():
+        file.write_text(f"{line}\n")
+        return find()
+
+    monkeypatch.setattr(haproxy, "find", revoke_and_find)
+    with front({"keys": str(file)}) as running:
+
+        def statuses():
+            running.haproxy.check()
+            told = ({"Authorization": f"Bearer {token}"} for token in (ann, bob))
+            return [running.post(headers=headers).status_code for headers in told]
+
+        assert statuses() == [200, 401], "changed after it was read"
+        before = file.stat()
+        file.write_text(f"{second}\n".ljust(before.st_size))
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+        assert statuses() == [401, 200], "changed with the time of before, as `cp --preserve` does"
 
 
 # -- TLS
