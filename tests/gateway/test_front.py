@@ -182,6 +182,21 @@ def test_silent_connections_of_an_address_are_bound():
         assert running.get("/health").status_code == 200
 
 
+@pytest.mark.parametrize("of_grpc", [False, True])
+def test_clients_that_take_every_place_leave_what_is_not_theirs(of_grpc):
+    told = {"limits": {"connections": 5}}
+    with grpc_front(**told) if of_grpc else front(told) as running:
+        running, stub = running if of_grpc else (running, None)
+        silent = [socket.create_connection(("127.0.0.1", running.port)) for _ in range(8)]
+        with pytest.raises(requests.Timeout):
+            requests.get(f"{running.url}/health", timeout=1)
+        page = requests.get(f"http://127.0.0.1:{running.port + 1}/metrics", timeout=5)
+        assert page.status_code == 200 and (not of_grpc or answers(stub))
+        for connection in silent:
+            connection.close()
+        wait_for(lambda: running.get("/health").status_code == 200)
+
+
 def test_requests_with_a_key_are_bound(tmp_path):
     made = {name: keys.new(name, "inference") for name in ("ann", "bob")}
     (tmp_path / "keys").write_text("".join(f"{line}\n" for _, line in made.values()))
