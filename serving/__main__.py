@@ -24,13 +24,14 @@ from serving.drain import drain
 from serving.errors import CannotServe
 from serving.gateway import config, grpc_front
 from serving.gateway.config import Gateway
-from serving.gateway.haproxy import HAProxy
+from serving.gateway.haproxy import HAProxy, check_descriptors
 from serving.scratch import private_directory, scratch_directory
 from serving.signals import end_at_signals, note_signals
 
 ROOT = Path(__file__).resolve().parent.parent
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 PING_SECONDS = 2.0
+MOST_DRAIN_SECONDS = 86_400
 STOP_SECONDS = 20.0  # for TorchServe's own shutdown, after which it is killed
 
 
@@ -68,7 +69,8 @@ def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         type=float,
         default=30.0,
         metavar="S",
-        help="how long a stop waits for requests that were accepted (default: %(default)s)",
+        help="how long a stop waits for requests that were accepted, after the gateway's notice_seconds "
+        "(default: %(default)s)",
     )
     ours.add_argument(
         "--gateway",
@@ -92,6 +94,9 @@ def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def serve(args: argparse.Namespace, scratch: Path, stopping: list[int]) -> int:
     """Starts the server and waits for its end or for a signal."""
+    if not 0 <= args.drain_seconds <= MOST_DRAIN_SECONDS:
+        expected = f"expected a number of seconds from 0 to {MOST_DRAIN_SECONDS}"
+        raise CannotServe(f"--drain-seconds: {args.drain_seconds:g}: {expected}")
     store = Path(args.model_store or ROOT / "model_store").resolve()
     models = args.models = args.models or settings.archives_in(store)
     for model in models:
@@ -118,16 +123,12 @@ def serve(args: argparse.Namespace, scratch: Path, stopping: list[int]) -> int:
             say(f"the gateway listens on {' and '.join(filter(None, (gateway.listen, gateway.grpc)))}")
         watch(args, server, front, properties, stopping)
         say("stopping: waiting for what was accepted")
-        end = time.monotonic() + args.drain_seconds
-        if front is not None:
-            front.tell_state("stopping")
-            time.sleep(front.gateway.notice_seconds)
-            front.finish(end - time.monotonic())
+        left = args.drain_seconds if front is None else front.finish(args.drain_seconds)
         ports = [
             port for _, port in settings.endpoints(properties, ("inference_address",), ("grpc_inference_port",))
         ]
         addresses = properties["inference_address"], properties["management_address"]
-        drain(*addresses, server.pid, ports, max(1.0, end - time.monotonic()))
+        drain(*addresses, server.pid, ports, max(1.0, left))
     except KeyboardInterrupt:
         say("stopping at once")
     finally:
@@ -152,6 +153,7 @@ def read_gateway(
     gateway = config.read(file, config.Server(**host_port), served, **moved)
     if gateway.grpc:
         grpc_front.check_requirement()
+    check_descriptors(gateway)
     ours = settings.endpoints(dict(properties))
     for name, address in gateway.addresses.items():
         if any(config.overlap(address, f"{host}:{port}") for host, port in ours):

@@ -25,11 +25,12 @@ from tritonclient.grpc import service_pb2_grpc as services
 
 from client.replies import reason
 from client.transport import CONNECT_TIMEOUT, segment
-from serving.connections import UNIX, connections
+from serving.connections import UNIX, Exchange, connections, exchange
 from serving.gateway.config import Limits, is_loopback
 from serving.open_inference_tensors import raw_tensors
 
 HEADER = "Inference-Header-Content-Length"
+HEALTH_THREADS = 16  # of --health-address
 MOST_BYTES = 1 << 26  # of an answer; TorchServe's own limit is below
 PASSED_ON = ("authorization", "traceparent", "x-request-id", "x-sticky")  # metadata for the gateway: its headers
 # HTTP's status -> gRPC's: TorchServe's as it has them (GRPCUtils.java), but for 422, which is the client's fault
@@ -111,6 +112,9 @@ class OpenInference(services.GRPCInferenceServiceServicer):  # type: ignore[misc
         """An answer with one of these statuses; any other ends the call."""
         told = {name: value for name, value in context.invocation_metadata() if name in PASSED_ON}
         timeout = urllib3.Timeout(connect=CONNECT_TIMEOUT, read=self.timeout)
+        exchange.set(asked := Exchange())
+        if not context.add_callback(asked.give_up):  # called when the call ends, whoever ends it
+            asked.give_up()
         try:
             answer = self.gateway.urlopen(
                 method, path, body, {**told, **(headers or {})}, retries=False, redirect=False, timeout=timeout
@@ -189,7 +193,7 @@ def _abort(context: Any, status: int, message: str) -> NoReturn:
 
 
 def start(service: OpenInference, address: str, threads: int, body_bytes: int) -> Any:
-    """A gRPC server that listens. Raises RuntimeError where the address cannot be used.
+    """A gRPC server that listens, with threads of its own. Raises RuntimeError where the address cannot be used.
 
     What is over the gateway's limit gets its 413. Only what is far over it is refused here, in the middle of being
     sent: HAProxy makes a RST_STREAM of that, and clients CANCELLED in place of RESOURCE_EXHAUSTED.
@@ -213,14 +217,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     service = OpenInference(flags.gateway, flags.timeout)
-    try:
-        server = start(service, flags.address, flags.threads, flags.body_bytes)
-    except RuntimeError:
-        print(f"error: --address: {flags.address} cannot be used", file=sys.stderr)
-        return 1
+    servers = []
+    for name, threads in (("address", flags.threads), ("health_address", HEALTH_THREADS)):
+        if address := getattr(flags, name):
+            try:
+                servers.append(start(service, address, threads, flags.body_bytes))
+            except RuntimeError:
+                print(f"error: --{name.replace('_', '-')}: {address} cannot be used", file=sys.stderr)
+                return 1
     print(f"Open Inference Protocol on {flags.address}", file=sys.stderr, flush=True)
     stop.wait()
-    server.stop(grace=flags.timeout).wait()
+    for ended in [server.stop(grace=flags.timeout) for server in servers]:
+        ended.wait()
     return 0
 
 
@@ -234,6 +242,11 @@ def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         default="127.0.0.1:8001",
         metavar="HOST:PORT",
         help="where to listen: a loopback address, or unix:PATH (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--health-address",
+        metavar="HOST:PORT",
+        help="another such address, whose calls wait for none of the first one's (default: none)",
     )
     parser.add_argument(
         "--gateway",
@@ -262,13 +275,15 @@ def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     for name in ("threads", "timeout", "body_bytes"):
         if getattr(flags, name) <= 0:
             parser.error(f"--{name.replace('_', '-')}: expected a number above 0")
-    if not (flags.address.startswith(UNIX) or is_loopback(flags.address)):
-        parser.error(
-            f"--address: {flags.address}: expected a loopback address, for it has no keys; "
-            "a public one is `grpc` of the gateway's configuration (docker/gateway/README.md)"
-        )
+    for name in ("address", "health_address"):
+        address = getattr(flags, name)
+        if address and not (address.startswith(UNIX) or is_loopback(address)):
+            parser.error(
+                f"--{name.replace('_', '-')}: {address}: expected a loopback address, for it has no keys; "
+                "a public one is `grpc` of the gateway's configuration (docker/gateway/README.md)"
+            )
     try:
-        flags.gateway = connections(flags.gateway, flags.threads)
+        flags.gateway = connections(flags.gateway, flags.threads + HEALTH_THREADS)
     except ValueError as error:
         parser.error(f"--gateway: {error}")
     return flags

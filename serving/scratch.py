@@ -7,13 +7,14 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from serving.errors import CannotServe
 
 PREFIX = "torchserve-"
 LOCK = ".lock"  # held while the directory is in use; a lock ends with its process, however that ends
+OPEN = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # what lies there under that name may be anything
 
 
 @contextmanager
@@ -22,16 +23,14 @@ def scratch_directory() -> Iterator[Path]:
     parent = Path(os.environ.get("TEMP") or tempfile.gettempdir())
     try:
         remove_stale(parent)
-        scratch = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
-        lock = (scratch / LOCK).open("w")
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        scratch, lock = _locked_directory(parent)
     except OSError as err:
         raise CannotServe(f"no temporary directory could be made: {err}") from err
     try:
         yield scratch
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-        lock.close()
+        os.close(lock)
 
 
 def private_directory(scratch: Path) -> Path:
@@ -42,11 +41,24 @@ def private_directory(scratch: Path) -> Path:
 
 
 def remove_stale(parent: Path) -> None:
-    """Removes directories whose lock nobody holds."""
+    """Removes directories of ours whose lock nobody holds."""
     for lock_path in parent.glob(f"{PREFIX}*/{LOCK}"):
-        try:
-            with lock_path.open("w") as lock:
+        with suppress(OSError):  # it is in use, or no lock
+            if lock_path.parent.lstat().st_uid != os.getuid():
+                continue  # anybody may put anything into /tmp
+            lock = os.open(lock_path, OPEN)
+            try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(lock_path.parent, ignore_errors=True)
-        except OSError:
-            continue  # it is in use, or somebody else's
+            finally:
+                os.close(lock)
+
+
+def _locked_directory(parent: Path) -> tuple[Path, int]:
+    while True:
+        scratch = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
+        lock = os.open(scratch / LOCK, OPEN | os.O_CREAT, 0o600)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if scratch.exists():
+            return scratch, lock
+        os.close(lock)  # until it was locked, another start could take it for stale

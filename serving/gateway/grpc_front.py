@@ -33,8 +33,9 @@ class GrpcFront:
     def __init__(self, gateway: Gateway, folder: Path) -> None:
         told = {
             "address": f"unix:{folder}/{render.FRONT}",
+            "health-address": f"unix:{folder}/{render.HEALTH}",
             "gateway": f"unix:{folder}/{render.INNER}",
-            "threads": render.FRONT_THREADS,
+            "threads": render.CALLS_IN_FLIGHT,
             "timeout": render.call_seconds(gateway),
             "body-bytes": gateway.limits.body_bytes,
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -22,6 +23,8 @@ from serving.gateway.grpc_front import GrpcFront
 
 OLDEST = (2, 6)
 SOCKET = "admin.sock"
+ALERTS = "stderr"  # a file
+SPARE_FILES = 200  # listeners, checks, HAProxy's own
 POLL_SECONDS = 1.0  # between two looks at the file of keys
 CALL_SECONDS = 0.1  # between two looks whether a call is left; a new connection has begun its first by then
 
@@ -40,19 +43,21 @@ class HAProxy:
     def __init__(self, gateway: Gateway, folder: Path) -> None:
         self.gateway = gateway
         self.folder = folder
+        self._keys_seen = self._keys_state()  # before they are read, so that no change is missed
         configuration = render.write(gateway, folder)
         program = find()
         judged = subprocess.run([program, "-c", "-f", configuration], capture_output=True, text=True, check=False)
         if judged.returncode:
             said = " ".join(line for line in judged.stderr.splitlines() if "ALERT" in line)
             raise CannotServe(f"HAProxy does not take its configuration: {said}")
-        self._keys_seen = self._keys_state()
         self._looked = time.monotonic()
-        self.process = subprocess.Popen(
-            [program, "-db", "-f", configuration],
-            stderr=subprocess.DEVNULL,  # the same again as on stdout, where its log goes
-            preexec_fn=own_session,  # noqa: PLW1509 - no thread has been started
-        )
+        # What it says here while it runs is in its log on stdout too; why it does not start is here only.
+        with (folder / ALERTS).open("wb") as alerts:
+            self.process = subprocess.Popen(
+                [program, "-db", "-f", configuration],
+                stderr=alerts,
+                preexec_fn=own_session,  # noqa: PLW1509 - no thread has been started
+            )
         self.grpc = GrpcFront(gateway, folder) if gateway.grpc else None
 
     @property
@@ -63,7 +68,9 @@ class HAProxy:
     def check(self) -> None:
         """Looks after it, many times a second. Raises CannotServe when it has ended."""
         if (status := self.process.poll()) is not None:
-            raise CannotServe(f"HAProxy ended by itself with status {status}; its last lines say why")
+            lines = (self.folder / ALERTS).read_text(errors="replace").splitlines()
+            said = " ".join(line for line in lines[-3:] if "ALERT" in line) or "its last lines say why"
+            raise CannotServe(f"HAProxy ended by itself with status {status}; {said}")
         if self.grpc:
             self.grpc.check()
         if time.monotonic() - self._looked >= POLL_SECONDS:
@@ -93,8 +100,13 @@ class HAProxy:
         """One command to its socket, and the answer."""
         return ask(self.folder / SOCKET, command)
 
-    def finish(self, seconds: float) -> None:
-        """Takes nobody in any more, and waits until everybody has been answered, or so long."""
+    def finish(self, seconds: float) -> float:
+        """Says `not ready`, and after the notice takes nobody in any more.
+
+        Then it waits until everybody has been answered, or so many seconds; returns how many are left.
+        """
+        self.tell_state("stopping")
+        time.sleep(self.gateway.notice_seconds)
         end = time.monotonic() + seconds
         with suppress(OSError):  # it has ended already
             for address in filter(None, (self.gateway.listen, self.gateway.grpc)):
@@ -104,6 +116,7 @@ class HAProxy:
         self.process.send_signal(signal.SIGUSR1)  # a soft stop: it ends when the last stream has
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(max(0.0, end - time.monotonic()))
+        return end - time.monotonic()
 
     def _finish_calls(self, end: float) -> None:
         """Waits for the last call: each comes back in by a listener that a soft stop closes at once.
@@ -124,12 +137,12 @@ class HAProxy:
                 process.kill()
                 process.wait()
 
-    def _keys_state(self) -> tuple[int, int] | None:
+    def _keys_state(self) -> tuple[int, ...] | None:
         if self.gateway.keys in (None, PLATFORM):
             return None
         try:
             found = Path(self.gateway.keys).stat()
-            return found.st_mtime_ns, found.st_ino
+            return found.st_mtime_ns, found.st_ctime_ns, found.st_ino  # the second one knows of permissions too
         except OSError:
             return None
 
@@ -147,6 +160,16 @@ class HAProxy:
         except CannotServe as err:
             print(f"the keys stay as they were: {err}", flush=True)
         self._keys_seen = state
+
+
+def check_descriptors(gateway: Gateway) -> None:
+    """Raises CannotServe where HAProxy could not have as many files open as its connections need."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    places = (hard - SPARE_FILES) // 2 - render.inside(gateway)  # a connection has another one to a server
+    if hard != resource.RLIM_INFINITY and render.clients(gateway) > places:
+        most = max(0, places) * gateway.limits.connections // render.clients(gateway)
+        expected = f"expected at most {most}, as {hard} files may be open here (ulimit -Hn)"
+        raise CannotServe(f"limits.connections: {gateway.limits.connections}: {expected}")
 
 
 def find() -> str:

@@ -16,10 +16,11 @@ from serving.gateway.routes import METHODS, calls_map, route_map, table
 
 TEMPLATE = Path(__file__).resolve().parent.parent.parent / "docker" / "gateway" / "haproxy.cfg.j2"
 CHECK_MS = 100  # how stale the readiness of a model may be
-DEFAULT_IN_FLIGHT = 1000  # TorchServe's jobQueueSize, as recipes have it
+DEFAULT_IN_FLIGHT = 1000  # TorchServe's jobQueueSize, as recipes and config.properties have it
 CALLS_IN_FLIGHT = 256  # gRPC's, of all models
-FRONT_THREADS = CALLS_IN_FLIGHT + 16  # those beyond are for health, which does not wait
-FRONT, INNER = "grpc.sock", "inner.sock"  # where that front is called, and where it calls
+HEALTH_CALLS = 16  # of gRPC that go on beside those
+EXPORTED = 16  # connections to the exporter
+FRONT, HEALTH, INNER = "grpc.sock", "health.sock", "inner.sock"  # where that front is called, and where it calls
 ERRORS = (  # what HAProxy says by itself
     (400, "BadRequest", "this is no HTTP that is taken here"),
     (408, "RequestTimeout", "the request did not come whole in time"),
@@ -41,7 +42,8 @@ class Variant:
     servers: Mapping[str, Server]
     max_in_flight: int
     seconds: int
-    canary: bool = False
+    canary: bool = False  # whether it is one
+    has_canary: bool = False
 
 
 def variants(gateway: Gateway) -> Iterator[Variant]:
@@ -56,7 +58,9 @@ def _variant(gateway: Gateway, name: str, model: Model, backend: str, of: Model 
     servers = {server: gateway.servers[server] for server in of.servers or gateway.servers}
     version = of.version or model.version or ""
     in_flight = model.max_in_flight or DEFAULT_IN_FLIGHT
-    return Variant(backend, name, version, servers, in_flight, model.seconds, isinstance(of, Canary))
+    canary = isinstance(of, Canary)
+    has_canary = model.canary is not None and not canary
+    return Variant(backend, name, version, servers, in_flight, model.seconds, canary, has_canary)
 
 
 def write(gateway: Gateway, folder: Path) -> Path:
@@ -95,9 +99,11 @@ def haproxy_configuration(gateway: Gateway, folder: Path) -> str:
         metrics=gateway.metrics,
         grpc=gateway.grpc,
         front=FRONT,
+        health=HEALTH,
         inner=INNER,
         calls=CALLS_IN_FLIGHT,
-        inside=FRONT_THREADS if gateway.grpc else 0,  # connections that no client has
+        connections=clients(gateway) + inside(gateway),
+        exported=EXPORTED,
         grpc_seconds=call_seconds(gateway),
         tls=gateway.tls,
         keys=gateway.keys not in (None, PLATFORM),
@@ -117,6 +123,16 @@ def haproxy_configuration(gateway: Gateway, folder: Path) -> str:
         port=lambda address: address.rpartition(":")[2],
         retry_after=lambda status: "hdr Retry-After 1" if status == 503 else "",
     )
+
+
+def clients(gateway: Gateway) -> int:
+    """Connections that clients may have, on all addresses."""
+    return gateway.limits.connections * (2 if gateway.grpc else 1)
+
+
+def inside(gateway: Gateway) -> int:
+    """Connections that no client has: the exporter's, and those of the front of gRPC."""
+    return EXPORTED + (CALLS_IN_FLIGHT + HEALTH_CALLS if gateway.grpc else 0)
 
 
 def call_seconds(gateway: Gateway) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import socket
 import subprocess
 import sys
 import tempfile
@@ -246,6 +247,30 @@ def test_a_server_does_not_start_with_a_wrong_file(tmp_path, wrapped):
         assert f".yaml: {wrong[text]}: expected" in said or f"{wrong[text]}: is not a loopback" in said
 
 
+def test_more_connections_than_files_may_be_open_are_refused_before_java(tmp_path):
+    with zipfile.ZipFile(tmp_path / "tiny.mar", "w") as archive:
+        archive.writestr(MANIFEST, json.dumps({"model": {"modelName": "tiny", "modelVersion": "1.0"}}))
+    command = [sys.executable, "-m", "serving", "--model-store", str(tmp_path), "--gateway"]
+    limited = ["prlimit", "--nofile=1024:8000", *command, "--port-base", str(free_ports(7))]
+    ended = subprocess.run(limited, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("error: limits.connections: 4000: expected at most 3884, as 8000 files may be")
+    assert ended.stderr.count("\n") == 1
+
+
+def test_why_haproxy_does_not_start_is_said(told):
+    port = free_ports(2)
+    gateway = told(json.dumps({"listen": f"127.0.0.1:{port}", "metrics": f"127.0.0.1:{port + 1}"}))
+    with tempfile.TemporaryDirectory(prefix="gw-") as folder, socket.create_server(("127.0.0.1", port)):
+        front = HAProxy(gateway, Path(folder))
+        try:
+            front.process.wait(20)
+            with pytest.raises(CannotServe, match=r"status 1; .*cannot bind socket .*127.0.0.1:\d+"):
+                front.check()
+        finally:
+            front.stop()
+
+
 # -- keys
 
 
@@ -360,15 +385,23 @@ def test_tls_and_readiness_before_any_server_is_there(told, tmp_path):
                     except requests.ConnectionError:
                         continue
                     seen.add(path)
-                    assert path == "/livez" or answer.status_code == 503
+                    assert answer.status_code == (200 if path == "/livez" else 503)
+            while not any(row["pxname"] == "alive" and row["status"] == "DOWN" for row in front._statistics()):
+                time.sleep(0.05)
+            livez = requests.get(f"https://127.0.0.1:{port}/livez", verify=str(tmp_path / "crt"), timeout=5)
+            assert livez.status_code == 200, "a start is no death"
             with pytest.raises(requests.ConnectionError):
                 requests.get(f"http://127.0.0.1:{port}/health", timeout=5)
             assert not front.models_up()
             root = str(tmp_path / "crt")
             with triton.InferenceServerClient(gateway.grpc, ssl=True, root_certificates=root) as client:
                 assert not asked_again(client.is_server_ready) and not client.is_model_ready("tiny")
+                assert client.is_server_live()
             with triton.InferenceServerClient(gateway.grpc) as client, pytest.raises(InferenceServerException):
                 client.is_server_ready(client_timeout=5)
+            front.tell_state("ready")
+            livez = requests.get(f"https://127.0.0.1:{port}/livez", verify=str(tmp_path / "crt"), timeout=5)
+            assert livez.status_code == 503
         finally:
             front.stop()
 

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
+import grpc
 import pytest
 import requests
+from tritonclient.grpc import service_pb2 as messages
+from tritonclient.grpc import service_pb2_grpc as services
 
 from serving.gateway import haproxy, keys, render
+from serving.ports import free_ports
 from tests.support.behind import front
 from tests.support.raw import raw, status_of
 
@@ -176,6 +182,21 @@ def test_silent_connections_of_an_address_are_bound():
         assert running.get("/health").status_code == 200
 
 
+@pytest.mark.parametrize("of_grpc", [False, True])
+def test_clients_that_take_every_place_leave_what_is_not_theirs(of_grpc):
+    told = {"limits": {"connections": 5}}
+    with grpc_front(**told) if of_grpc else front(told) as running:
+        running, stub = running if of_grpc else (running, None)
+        silent = [socket.create_connection(("127.0.0.1", running.port)) for _ in range(8)]
+        with pytest.raises(requests.Timeout):
+            requests.get(f"{running.url}/health", timeout=1)
+        page = requests.get(f"http://127.0.0.1:{running.port + 1}/metrics", timeout=5)
+        assert page.status_code == 200 and (not of_grpc or answers(stub))
+        for connection in silent:
+            connection.close()
+        wait_for(lambda: running.get("/health").status_code == 200)
+
+
 def test_requests_with_a_key_are_bound(tmp_path):
     made = {name: keys.new(name, "inference") for name in ("ann", "bob")}
     (tmp_path / "keys").write_text("".join(f"{line}\n" for _, line in made.values()))
@@ -203,6 +224,53 @@ def test_a_model_that_was_loaded_has_a_bound_too(monkeypatch):
     assert refused.headers["Retry-After"] == "1"
 
 
+# -- gRPC
+
+
+@contextmanager
+def grpc_front(**told):
+    """A gateway with gRPC, and a stub for it."""
+    address = f"127.0.0.1:{free_ports(1)}"
+    with front({"grpc": address, **told}) as running, grpc.insecure_channel(address) as channel:
+        stub = services.GRPCInferenceServiceStub(channel)
+        wait_for(lambda: answers(stub))
+        yield running, stub
+
+
+def answers(stub):
+    """Whether its front is there."""
+    try:
+        return stub.ServerReady(messages.ServerReadyRequest(), timeout=5).ready
+    except grpc.RpcError:
+        return False
+
+
+def test_calls_that_are_given_up_leave_their_places(monkeypatch):
+    monkeypatch.setattr(render, "CALLS_IN_FLIGHT", 4)
+    with grpc_front() as (running, stub):
+        local = running.behind["local"]
+        local.wait = 60
+        for seen in (4, 8, 12):
+            calls = [stub.ModelInfer.future(messages.ModelInferRequest(model_name="tiny")) for _ in range(4)]
+            wait_for(lambda seen=seen: len(local.seen) == seen)
+            asked = time.monotonic()
+            assert stub.ServerReady(messages.ServerReadyRequest(), timeout=5).ready, "health does not wait"
+            assert time.monotonic() - asked < 1
+            for call in calls:
+                call.cancel()
+
+
+# -- the end
+
+
+def test_what_is_accepted_has_its_time_after_the_notice():
+    with front({"notice_seconds": 2}) as running, ThreadPoolExecutor(1) as threads:
+        answer = threads.submit(running.post, document={"wait": 3})
+        wait_for(lambda: running.behind["local"].seen)
+        assert 0 < running.haproxy.finish(2) < 2
+        assert answer.result().status_code == 200
+
+
 # -- canaries
 
 
@@ -226,6 +294,36 @@ def test_a_canary_on_another_server_that_dies():
         assert running.get("/health").status_code == 200
         running.behind["second"].ready = True
         wait_for(lambda: running.post().json()["server"] == "second")
+
+
+def test_a_canary_stands_in_and_readiness_is_not_drawn_by_lot():
+    told = {"models": {"tiny": {"servers": ["local"], "canary": {"servers": ["second"], "weight": 50}}}}
+    readiness = ("/health", "/v2/models/tiny/ready", "/v1/models/tiny")
+    with front(told, ["second"]) as running:
+
+        def set_ready(local, second):
+            running.behind["local"].ready, running.behind["second"].ready = local, second
+            wanted = {name: "UP" if ready else "DOWN" for name, ready in (("local", local), ("second", second))}
+
+            def seen():
+                rows = running.haproxy._statistics()
+                return {row["svname"]: row["status"] for row in rows if row["pxname"].startswith("m.tiny")}
+
+            wait_for(lambda: {name: seen()[name] for name in wanted} == wanted)
+
+        def statuses():
+            return {running.get(path).status_code for path in readiness for _ in range(8)}
+
+        set_ready(True, False)
+        assert statuses() == {200} and {running.post().json()["server"] for _ in range(8)} == {"local"}
+        set_ready(False, True)
+        assert statuses() == {200} and {running.post().json()["server"] for _ in range(8)} == {"second"}
+        assert running.get("/v2/models/tiny/versions/1.0/ready").status_code == 503
+        running.haproxy.ask(f"set map {running.haproxy.folder}/canary.map m.tiny 0")
+        assert statuses() == {503} and running.post().status_code == 503
+        running.haproxy.ask(f"set map {running.haproxy.folder}/canary.map m.tiny 50")
+        set_ready(False, False)
+        assert statuses() == {503}
 
 
 # -- what is seen
@@ -296,6 +394,32 @@ def test_a_reload_that_failed_is_tried_again(tmp_path, monkeypatch, capfd):
         assert (status(made), status(late)) == (200, 200)
         said = capfd.readouterr().out
         assert "stay as they were for a second: HAProxy says Out of memory" in said and "read again" in said
+
+
+def test_no_change_of_the_keys_is_missed(tmp_path, monkeypatch):
+    (ann, line), (bob, second) = (keys.new(name, "inference") for name in ("ann", "bob"))
+    file = tmp_path / "keys"
+    file.write_text(f"{line}\n{second}\n")
+    monkeypatch.setattr(haproxy, "POLL_SECONDS", 0)
+    find = haproxy.find
+
+    def revoke_and_find():
+        file.write_text(f"{line}\n")
+        return find()
+
+    monkeypatch.setattr(haproxy, "find", revoke_and_find)
+    with front({"keys": str(file)}) as running:
+
+        def statuses():
+            running.haproxy.check()
+            told = ({"Authorization": f"Bearer {token}"} for token in (ann, bob))
+            return [running.post(headers=headers).status_code for headers in told]
+
+        assert statuses() == [200, 401], "changed after it was read"
+        before = file.stat()
+        file.write_text(f"{second}\n".ljust(before.st_size))
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+        assert statuses() == [401, 200], "changed with the time of before, as `cp --preserve` does"
 
 
 # -- TLS

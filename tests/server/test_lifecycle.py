@@ -149,6 +149,8 @@ def test_a_taken_port(store):
         (["--models", "absent.mar"], "there is no absent.mar in"),
         (["--models", "tiny=absent.mar"], "there is no absent.mar in"),
         (["--port-base", "80"], "--port-base: 80: expected a number from 1024"),
+        (["--drain-seconds", "-5"], "--drain-seconds: -5: expected a number of seconds from 0"),
+        (["--drain-seconds", "nan"], "--drain-seconds: nan: expected a number of seconds from 0"),
         (["--ts-config", "absent.properties"], "there is no configuration file absent.properties"),
         (["--log-config", "absent.xml"], "there is no log configuration absent.xml"),
     ],

@@ -32,6 +32,7 @@ class Behind(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", port), Answers)
         self.name = name
         self.ready = True
+        self.wait = 0.0  # seconds, before any prediction
         self.seen: list[Answers] = []
 
     def handle_error(self, *of: object) -> None:
@@ -52,8 +53,8 @@ class Answers(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self.body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self.server.seen.append(self)
-        asked = json.loads(self.body) if self.body.startswith(b"{") else {}
-        time.sleep(asked.get("wait", 0))
+        asked = json.loads(self.body) if self.body.startswith(b"{") and self.body.endswith(b"}") else {}
+        time.sleep(asked.get("wait", self.server.wait))
         if "pieces" not in asked:
             return self._answer(json.dumps({"server": self.server.name, "path": self.path}).encode())
         self.send_response(200)
