@@ -185,8 +185,8 @@ def test_silent_connections_of_an_address_are_bound():
 @pytest.mark.parametrize("of_grpc", [False, True])
 def test_clients_that_take_every_place_leave_what_is_not_theirs(of_grpc):
     told = {"limits": {"connections": 5}}
-    with grpc_front(**told) if of_grpc else front(told) as running:
-        running, stub = running if of_grpc else (running, None)
+    with grpc_front(**told) if of_grpc else front(told) as started:
+        running, stub = started if of_grpc else (started, None)
         silent = [socket.create_connection(("127.0.0.1", running.port)) for _ in range(8)]
         with pytest.raises(requests.Timeout):
             requests.get(f"{running.url}/health", timeout=1)
