@@ -127,7 +127,8 @@ def haproxy_configuration(gateway: Gateway, folder: Path) -> str:
 
 def clients(gateway: Gateway) -> int:
     """Connections that clients may have, on all addresses."""
-    return gateway.limits.connections * (2 if gateway.grpc else 1)
+    each: int = gateway.limits.connections
+    return each * (2 if gateway.grpc else 1)
 
 
 def inside(gateway: Gateway) -> int:
