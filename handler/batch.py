@@ -72,6 +72,28 @@ def together(values: Sequence[T], step: Callable[[Sequence[T]], Sequence[Slot[R]
     return [slot for value in values for slot in together([value], step)]
 
 
+def in_chunks(
+    values: Sequence[T],
+    step: Callable[[Sequence[T]], Sequence[Slot[R]]],
+    size: Callable[[T], int],
+    most: int,
+    deadline: Deadline,
+) -> list[Slot[R]]:
+    """Applies a step to all values, in calls of at most so much, or of one value; none after the deadline."""
+    chunks: list[list[T]] = []
+    filled = 0
+    for value in values:
+        if not chunks or filled + size(value) > most:
+            chunks.append([])
+            filled = 0
+        chunks[-1].append(value)
+        filled += size(value)
+    slots: list[Slot[R]] = []
+    for chunk in chunks:
+        slots += [deadline.error() for _ in chunk] if deadline.passed() else together(chunk, step)
+    return slots
+
+
 def log_defect(err: Exception) -> None:
     """Logs where a defect arose. Its text may quote what a user sent, so it is shown at DEBUG only."""
     where = " < ".join(

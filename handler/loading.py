@@ -57,6 +57,7 @@ class Loaded:
     max_tokens: int  # that one text may have, special ones included
     pad_id: int  # what stands beside shorter texts
     vocabulary: int  # the model's tokens; the tokenizer may have more
+    quantized: bool
 
 
 def load(
@@ -112,7 +113,7 @@ def load(
     pad_id = _settle_padding(model, tokenizer, size)
     model = _faster(model.to(device).eval(), config)
     most = _max_tokens(said, config, model, tokenizer)
-    return Loaded(model, tokenizer, device, directory, most, pad_id, size)
+    return Loaded(model, tokenizer, device, directory, most, pad_id, size, bool(config.quantize))
 
 
 def check_directory(directory: Path) -> None:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from handler.batch import Slot
-from handler.errors import InvalidRequest, LoadError, TooLarge
+from handler.errors import InvalidRequest, LoadError, NonFiniteOutput, TooLarge
 from handler.loading import Loaded
 from handler.request import TextItem, Vocabulary
 
@@ -83,15 +83,25 @@ class TextEncoder:
 
         Returns:
             The model's output, and the attention mask: (rows, longest) int64 on the model's device.
+
+        Raises:
+            NonFiniteOutput: a row's would be, though its numbers might not show it.
         """
         inputs = {name: self._to_device(array) for name, array in self._pad(rows).items()}
         with torch.inference_mode():
+            if self.loaded.quantized:
+                self._require_finite(inputs["input_ids"])
             return self.loaded.model(**inputs), inputs["attention_mask"]
 
     def unpad(self, rows: Sequence[Tokens], padded: torch.Tensor) -> list[npt.NDArray[np.float32]]:
         """Each row's own part of a micro-batch's (rows, longest, …), on the CPU: (tokens, …) float32."""
         arrays = padded.cpu().float().numpy()
         return [array[self.span(row, len(array))] for row, array in zip(rows, arrays, strict=True)]
+
+    def _require_finite(self, ids: torch.Tensor) -> None:
+        """Quantized layers make numbers of NaN, and wrong ones of the rows beside it: each is then tried alone."""
+        if not torch.isfinite(self.loaded.model.get_input_embeddings()(ids)).all():
+            raise NonFiniteOutput("the model answered NaN or infinity")
 
     def _tokenize(self, items: Sequence[TextItem], truncate: bool) -> list[list[Tokens]]:
         options: dict[str, Any] = {

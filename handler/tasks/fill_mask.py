@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -24,6 +24,7 @@ from handler.text_encoder import Rows, TextEncoder, Tokens
 
 TOP_K = 5  # where neither request nor recipe says: as in transformers' pipeline
 MOST_SEQUENCES = 10_000  # that one request may ask for: each is written out as text
+MOST_TOKENS = 1_000_000  # of them all: about a second's decoding, which no deadline interrupts
 
 
 @dataclass(frozen=True)
@@ -123,8 +124,7 @@ class FillMask:
     def decode(self, request: Request, outputs: Sequence[tuple[Filled]]) -> Sequence[Fillings]:
         """Tokens to text."""
         require_finite([filled.scores for (filled,) in outputs])
-        if (count := sum(filled.ids.size for (filled,) in outputs)) > MOST_SEQUENCES:
-            raise TooLarge(_too_many(count))
+        _bound([(filled.ids.size, len(filled.tokens)) for (filled,) in outputs])
         return [self._documents(filled) for (filled,) in outputs]
 
     def answer(self, request: Request, results: Sequence[Fillings], about: About) -> dict[str, Any]:
@@ -172,29 +172,40 @@ class FillMask:
             lost = row.encoding is not None and any(mask in part.ids for part in row.encoding.overflowing)
             where = f"in the first {self.max_tokens} tokens, to which it is cut" if lost else "in the text"
             return InvalidRequest(f"expected at least one {self.tokenizer.mask_token} {where}")
-        if len(masks) * item.top_k > MOST_SEQUENCES:
-            return TooLarge(_too_many(len(masks) * item.top_k))
+        try:
+            _bound([(len(masks) * item.top_k, len(row))])
+        except TooLarge as err:
+            return err
         return (MaskedTokens(row.ids, row.type_ids, row.encoding, masks, item.top_k, item.targets),)
 
     def _documents(self, filled: Filled) -> Fillings:
         """As transformers' pipeline writes them (pipelines/fill_mask.py)."""
         masks = filled.tokens.masks
         fillings = [
-            [self._document(filled.tokens, place, *found) for found in zip(ids, scores, strict=True)]
+            self._of_mask(filled.tokens, place, zip(ids, scores, strict=True))
             for place, ids, scores in zip(masks, filled.ids.tolist(), filled.scores, strict=True)
         ]
         return fillings[0] if len(masks) == 1 else fillings
 
-    def _document(self, tokens: MaskedTokens, place: int, token: int, score: np.float32) -> dict[str, Any]:
-        ids = [*tokens.ids[:place], token, *tokens.ids[place + 1 :]]
-        ids = [each for each in ids if each != self.tokenizer.pad_token_id]
-        return {
-            "score": score,
-            "token": token,
-            "token_str": self.tokenizer.decode([token]),
-            # Where there are several masks, the others are to be seen.
-            "sequence": self.tokenizer.decode(ids, skip_special_tokens=len(tokens.masks) == 1),
-        }
+    def _of_mask(
+        self, tokens: MaskedTokens, place: int, found: Iterable[tuple[int, np.float32]]
+    ) -> list[dict[str, Any]]:
+        pad = self.tokenizer.pad_token_id
+        before = [each for each in tokens.ids[:place] if each != pad]
+        after = [each for each in tokens.ids[place + 1 :] if each != pad]
+        return [
+            {
+                "score": score,
+                "token": token,
+                "token_str": self.tokenizer.decode([token]),
+                # Where there are several masks, the others are to be seen.
+                "sequence": self.tokenizer.decode(
+                    [*before, *([token] if token != pad else []), *after],
+                    skip_special_tokens=len(tokens.masks) == 1,
+                ),
+            }
+            for token, score in found
+        ]
 
 
 def _fill(row: MaskedTokens, logits: torch.Tensor) -> Filled:
@@ -209,8 +220,16 @@ def _fill(row: MaskedTokens, logits: torch.Tensor) -> Filled:
     return Filled(row, ids.cpu().numpy(), scores.cpu().numpy())
 
 
-def _too_many(count: int) -> str:
-    return f"masks times top_k ask for {count} sequences; the limit is {MOST_SEQUENCES}"
+def _bound(asked: Sequence[tuple[int, int]]) -> None:
+    """Raises TooLarge where texts ask for too much: sequences, and the tokens of each."""
+    count = sum(sequences for sequences, _ in asked)
+    if count > MOST_SEQUENCES:
+        raise TooLarge(f"masks times top_k ask for {count} sequences; the limit is {MOST_SEQUENCES}")
+    tokens = sum(sequences * length for sequences, length in asked)
+    if tokens > MOST_TOKENS:
+        raise TooLarge(
+            f"masks times top_k ask for sequences of {tokens} tokens in all; the limit is {MOST_TOKENS}"
+        )
 
 
 def build(config: HandlerConfig, directory: Path, device: torch.device) -> FillMask:

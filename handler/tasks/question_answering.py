@@ -25,6 +25,7 @@ from handler.text_encoder import Rows, TextEncoder, Tokens
 
 MOST_TOKENS = 384  # of a window, and
 MOST_SHARED = 128  # of those that windows share, where the recipe says nothing: as in transformers 4
+MOST_ANSWER = 512  # tokens: every pair of a first and a last one has a number in memory
 QUESTION_SHARE = 4  # a window's part that a question may fill, so that windows move on by more than a few tokens
 
 
@@ -35,7 +36,7 @@ class Parameters:
     context: str | None = key(Rule("a string", lambda v: isinstance(v, str)), "what all are answered from", None)
     contexts: list[str] | None = key(Rule("a list", lambda v: isinstance(v, list)), "one for each question", None)
     top_k: int | None = key(optional(integer(1, 100)), "also list the k best answers", None)
-    max_answer_len: int = key(integer(1), "the most tokens of an answer", 15)
+    max_answer_len: int = key(integer(1, MOST_ANSWER), "the most tokens of an answer", 15)
     handle_impossible_answer: bool = key(BOOLEAN, "let there be no answer", False)
     align_to_words: bool = key(BOOLEAN, "answer with whole words", True)
 

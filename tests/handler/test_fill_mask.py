@@ -107,6 +107,18 @@ def test_too_many_sequences(services, monkeypatch, texts, count):
     assert frames.answer(services[TASK], texts=["[MASK] " * 20])[0] == 200
 
 
+@pytest.mark.parametrize(("texts", "ran"), [(["[MASK] " * 30], False), (["[MASK] a a"] * 25, True)])
+def test_sequences_that_are_too_long_together(services, monkeypatch, texts, ran):
+    monkeypatch.setattr(fill_mask, "MOST_TOKENS", 300)
+    task = services[TASK].handler.pipeline.task
+    forward, seen = type(task).forward, []
+    monkeypatch.setattr(task, "forward", lambda rows: seen.extend(rows) or forward(task, rows))
+    status, answered = frames.answer(services[TASK], texts=texts)
+    assert status == 413 and "tokens in all; the limit is 300" in answered["error"]["message"]
+    assert bool(seen) is ran, "one text that asks for too much is not run"
+    assert frames.answer(services[TASK], text="[MASK] a a")[0] == 200
+
+
 def test_the_configured_top_k_gives_way_to_the_request(tiny, tmp_path):
     (tmp_path / "model").symlink_to(tiny[TASK] / "model")
     service = worker.start(tmp_path, task=TASK, top_k=2)

@@ -46,6 +46,18 @@ def test_int8_leaves_the_head_as_it_is(tmp_path):
     assert not [layer for layer in model.base_model.modules() if type(layer) is torch.nn.Linear]
 
 
+def test_int8_makes_no_number_of_nan_and_keeps_it_from_the_neighbours(tmp_path):
+    tiny_models.classifier(tmp_path / "model")
+    service = worker.start(tmp_path, task="text-classification", quantize="int8", lanes=1)
+    texts = ("a wonderful story", "not the battery died", "not good")
+    alone = [frames.answer(service, text=text)[1]["probabilities"] for text in (texts[0], texts[2])]
+    worker.poison(service, "battery")
+    first, poisoned, last = frames.predict(service, [frames.ask(text=text) for text in texts])
+    assert poisoned.status == 500 and b"NonFiniteOutput" in poisoned.body
+    found = [json.loads(response.body)["probabilities"] for response in (first, last)]
+    np.testing.assert_allclose(found, alone, atol=1e-6)
+
+
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_attention_is_what_was_asked_for(home, attention):
     service = worker.start(home, task="feature-extraction", attention=attention)

@@ -14,7 +14,7 @@ import pytest
 import torch
 import transformers
 
-from handler import devices
+from handler import devices, pipeline
 from handler.errors import DeviceLost, LoadError, OutOfMemory
 from tests.support import frames, reference, tiny_models, worker
 
@@ -156,6 +156,20 @@ def test_the_deadline(home):
     task.encode = lambda items: signal.sigtimedwait([], 0.01) or encode(items)
     status, document = frames.answer(service, {"text": "a"})
     assert status == 504 and document["error"]["type"] == "DeadlineExceeded"
+
+
+def test_the_deadline_holds_between_chunks_of_texts(home, monkeypatch):
+    monkeypatch.setattr(pipeline, "ENCODED", 10)
+    service = worker.start(home, task="text-classification", deadline_seconds=0.5, lanes=1)
+    task = service.handler.pipeline.task
+    encode, called = task.encode, []
+    task.encode = lambda items: called.append(len(items)) or signal.sigtimedwait([], 0.3) or encode(items)
+    answers = frames.predict(service, [frames.ask({"text": "good " + "a" * size}) for size in (1, 2, 20, 3)])
+    assert called == [1, 1] and {answer.status for answer in answers} == {504}
+    called.clear()
+    task.encode = lambda items: called.append(len(items)) or encode(items)
+    answers = frames.predict(service, [frames.ask({"text": text}) for text in ("a", "good", "a " * 20, "b", "c")])
+    assert called == [2, 1, 2] and {answer.status for answer in answers} == {200}
 
 
 def test_the_deadline_holds_for_decoding(home):
