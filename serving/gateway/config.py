@@ -115,7 +115,11 @@ class Limits:
         "at a time; 1000 where it is null, but none with `keys: platform` or on loopback",
         None,
     )
-    connections: int = key(integer(1, 1_000_000), "at a time, of all clients; two open files each", 4_000)
+    connections: int = key(
+        integer(1, 1_000_000),
+        "at a time on each of `listen` and `grpc`, of all clients; two open files each",
+        4_000,
+    )
     body_bytes: int = key(integer(1, 2**31 - 1), "of one request; TorchServe has a limit of its own", 6_553_500)
     request_seconds: int = key(
         integer(1, 3_600),

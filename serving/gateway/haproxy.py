@@ -165,9 +165,10 @@ class HAProxy:
 def check_descriptors(gateway: Gateway) -> None:
     """Raises CannotServe where HAProxy could not have as many files open as its connections need."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    most = (hard - SPARE_FILES) // 2 - render.inside(gateway)  # a connection has another one to a server
-    if hard != resource.RLIM_INFINITY and gateway.limits.connections > most:
-        expected = f"expected at most {max(0, most)}, as {hard} files may be open here (ulimit -Hn)"
+    places = (hard - SPARE_FILES) // 2 - render.inside(gateway)  # a connection has another one to a server
+    if hard != resource.RLIM_INFINITY and render.clients(gateway) > places:
+        most = max(0, places) * gateway.limits.connections // render.clients(gateway)
+        expected = f"expected at most {most}, as {hard} files may be open here (ulimit -Hn)"
         raise CannotServe(f"limits.connections: {gateway.limits.connections}: {expected}")
 
 

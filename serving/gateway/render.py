@@ -19,6 +19,7 @@ CHECK_MS = 100  # how stale the readiness of a model may be
 DEFAULT_IN_FLIGHT = 1000  # TorchServe's jobQueueSize, as recipes have it
 CALLS_IN_FLIGHT = 256  # gRPC's, of all models
 HEALTH_CALLS = 16  # of gRPC that go on beside those
+EXPORTED = 16  # connections to the exporter
 FRONT, HEALTH, INNER = "grpc.sock", "health.sock", "inner.sock"  # where that front is called, and where it calls
 ERRORS = (  # what HAProxy says by itself
     (400, "BadRequest", "this is no HTTP that is taken here"),
@@ -101,7 +102,8 @@ def haproxy_configuration(gateway: Gateway, folder: Path) -> str:
         health=HEALTH,
         inner=INNER,
         calls=CALLS_IN_FLIGHT,
-        inside=inside(gateway),
+        connections=clients(gateway) + inside(gateway),
+        exported=EXPORTED,
         grpc_seconds=call_seconds(gateway),
         tls=gateway.tls,
         keys=gateway.keys not in (None, PLATFORM),
@@ -123,9 +125,15 @@ def haproxy_configuration(gateway: Gateway, folder: Path) -> str:
     )
 
 
+def clients(gateway: Gateway) -> int:
+    """Connections that clients may have, on all addresses."""
+    each: int = gateway.limits.connections
+    return 2 * each if gateway.grpc else each
+
+
 def inside(gateway: Gateway) -> int:
-    """Connections that no client has: those of the front of gRPC."""
-    return CALLS_IN_FLIGHT + HEALTH_CALLS if gateway.grpc else 0
+    """Connections that no client has: the exporter's, and those of the front of gRPC."""
+    return EXPORTED + (CALLS_IN_FLIGHT + HEALTH_CALLS if gateway.grpc else 0)
 
 
 def call_seconds(gateway: Gateway) -> int:

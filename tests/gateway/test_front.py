@@ -10,7 +10,7 @@ import sys
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import grpc
@@ -180,6 +180,23 @@ def test_silent_connections_of_an_address_are_bound():
             connection.close()
         wait_for(lambda: connected() == "0")
         assert running.get("/health").status_code == 200
+
+
+@pytest.mark.parametrize("of_grpc", [False, True])
+def test_clients_that_take_every_place_leave_what_is_not_theirs(of_grpc):
+    told = {"limits": {"connections": 5}}
+    with ExitStack() as ends:
+        running, stub = (
+            ends.enter_context(grpc_front(**told)) if of_grpc else (ends.enter_context(front(told)), None)
+        )
+        silent = [socket.create_connection(("127.0.0.1", running.port)) for _ in range(8)]
+        with pytest.raises(requests.Timeout):
+            requests.get(f"{running.url}/health", timeout=1)
+        page = requests.get(f"http://127.0.0.1:{running.port + 1}/metrics", timeout=5)
+        assert page.status_code == 200 and (not of_grpc or answers(stub))
+        for connection in silent:
+            connection.close()
+        wait_for(lambda: running.get("/health").status_code == 200)
 
 
 def test_requests_with_a_key_are_bound(tmp_path):
