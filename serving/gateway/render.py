@@ -16,7 +16,7 @@ from serving.gateway.routes import METHODS, calls_map, route_map, table
 
 TEMPLATE = Path(__file__).resolve().parent.parent.parent / "docker" / "gateway" / "haproxy.cfg.j2"
 CHECK_MS = 100  # how stale the readiness of a model may be
-DEFAULT_IN_FLIGHT = 1000  # TorchServe's jobQueueSize, as recipes have it
+DEFAULT_IN_FLIGHT = 1000  # TorchServe's jobQueueSize, as recipes and config.properties have it
 CALLS_IN_FLIGHT = 256  # gRPC's, of all models
 HEALTH_CALLS = 16  # of gRPC that go on beside those
 EXPORTED = 16  # connections to the exporter

@@ -213,9 +213,11 @@ def test_many_large_bodies_at_once(server, workers_stay):
 def test_the_shipped_limits_agree(server):
     from handler.config import HandlerConfig
     from serving.__main__ import ROOT
+    from serving.gateway.render import DEFAULT_IN_FLIGHT
 
     lines = [line.partition("=") for line in (ROOT / "config.properties").read_text().splitlines()]
     properties = {name: value for name, _, value in lines}
     limits = HandlerConfig(task="text-classification")
     assert limits.max_response_bytes < int(properties["max_response_size"])
     assert limits.max_body_bytes < int(properties["max_request_size"])
+    assert int(properties["job_queue_size"]) == DEFAULT_IN_FLIGHT
