@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from packaging.requirements import Requirement
@@ -160,6 +165,23 @@ def test_torchserve_stays_on_loopback():
     """Server and Prometheus are in one network; Grafana is not in it."""
     assert SERVICES["server"]["network_mode"] == SERVICES["prometheus"]["network_mode"] == "service:network"
     assert SERVICES["grafana"]["networks"] == ["dashboards"] and COMPOSE["networks"]["dashboards"]["internal"]
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root makes a process with id 1")
+def test_the_network_ends_when_it_is_told_to():
+    """As the process with id 1, for which the kernel has no default."""
+    program = SERVICES["network"]["entrypoint"][1:]
+    command = ["unshare", "--pid", "--fork", "--kill-child", sys.executable, *program]
+    with subprocess.Popen(command) as started:
+        end = time.monotonic() + 5
+        try:
+            while started.poll() is None and time.monotonic() < end:  # it may not listen yet
+                for inner in psutil.Process(started.pid).children():
+                    inner.terminate()
+                time.sleep(0.1)
+            assert started.poll() == 0
+        finally:
+            started.kill()
 
 
 def test_grafana_has_no_password_of_ours_and_no_anonymous_viewer():
