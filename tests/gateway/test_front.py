@@ -215,6 +215,17 @@ def test_requests_with_a_key_are_bound(tmp_path):
         assert len(seen) == 11 and not any(one.headers["Authorization"] for one in seen)
 
 
+@pytest.mark.parametrize("queue", [0, 2])
+def test_as_many_wait_as_the_queue_holds(queue):
+    told = {"models": {"tiny": {"max_in_flight": 1}}, "limits": {"queue": queue, "queue_seconds": 30}}
+    with front(told) as running, ThreadPoolExecutor(8) as threads:
+        asked = [threads.submit(running.post, document={"wait": 1})]
+        wait_for(lambda: running.behind["local"].seen)
+        asked += [threads.submit(running.post, document={"wait": 0.1}) for _ in range(6)]
+        assert Counter(one.result().status_code for one in asked) == {200: 1 + queue, 503: 6 - queue}
+        assert running.post().status_code == 200
+
+
 def test_a_model_that_was_loaded_has_a_bound_too(monkeypatch):
     monkeypatch.setattr(render, "DEFAULT_IN_FLIGHT", 1)
     with front({"administration": True, "limits": {"queue": 1}}) as running, ThreadPoolExecutor(6) as threads:
