@@ -9,7 +9,7 @@ model is one that the path names, or that which the configuration has for `@pred
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from serving.gateway.config import NAME, Gateway
 
@@ -47,7 +47,7 @@ ROUTES = (
     # TorchServe's own.
     Route("predict", "POST", "/predictions/(MODEL)", r"\1"),
     Route("predict", "POST", "/predictions/(MODEL)/(VERSION)", r"\1/\2"),
-    Route("predict", "POST", "/predictions/(MODEL)/(VERSION)/((?:v1|v2)/[a-z/]{1,40})", r"\1/\2", r"\3"),
+    Route("predict", "POST", "/predictions/(MODEL)/(VERSION)/((?:v1|v2)(?:/[a-z]{1,40}){1,4})", r"\1/\2", r"\3"),
     Route("predict", "GET", "/predictions/(MODEL)/(VERSION)/(v1/models|v2/metadata)", r"\1/\2", r"\3"),
     # KServe's, version 1 and 2 (Open Inference Protocol).
     Route("model", "GET", "/v1/models/(MODEL)", r"\1"),
@@ -78,18 +78,19 @@ CALLS = {
 
 def table(gateway: Gateway) -> Sequence[Route]:
     """The rows of this gateway: those above, and what its configuration adds."""
-    added = [
+    own = (*ROUTES, *(ADMINISTRATOR if gateway.administration else ()))
+    added = [  # literal: one may be called /MODEL
         *(Route("ready", "GET", _literal(path), scope=OPEN) for path in gateway.health),
         *(Route("predict", "POST", _literal(path), "@predict") for path in gateway.predict),
     ]
-    return (*added, *ROUTES, *(ADMINISTRATOR if gateway.administration else ()))
+    return (*added, *(replace(route, path=_pattern(route.path)) for route in own))
 
 
 def route_map(routes: Sequence[Route]) -> Iterator[str]:
     """Lines of a HAProxy map: `METHOD PATH` as a regular expression -> kind|model|rest|scope."""
     for route in routes:
         method = "(?:GET|HEAD)" if route.scope == OPEN else route.method
-        yield f"^{method}:(?:{_pattern(route.path)})$ {route.kind}|{route.model}|{route.rest}|{route.scope}"
+        yield f"^{method}:(?:{route.path})$ {route.kind}|{route.model}|{route.rest}|{route.scope}"
 
 
 def calls_map() -> Iterator[str]:

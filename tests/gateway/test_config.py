@@ -340,6 +340,23 @@ def test_the_guide_names_every_path_and_no_other():
     assert not [pattern for pattern in patterns if not any(leads(path, pattern) for path in named)]
 
 
+@pytest.mark.parametrize(
+    ("path", "leads"),
+    [
+        ("/predictions/tiny/1.0/v1/chat/completions", True),
+        ("/predictions/tiny/1.0/v2/infer", True),
+        ("/predictions/tiny/1.0/v1//models", False),
+        ("/predictions/tiny/1.0/v2/////", False),
+        ("/predictions/tiny/1.0/v1/models/", False),
+        ("/MODEL/VERSION", True),
+        ("/tiny/1.0", False),
+    ],
+)
+def test_a_path_is_whole_and_what_is_configured_is_no_pattern(told, path, leads):
+    lines = route_map(table(told("predict: [/MODEL/VERSION]")))
+    assert any(re.search(line.rpartition(" ")[0], f"POST:{path}") for line in lines) == leads
+
+
 def test_grpcs_methods_are_those_of_the_front():
     own = {
         name for name in vars(OpenInference) if hasattr(GRPCInferenceServiceServicer, name) and name[0].isupper()

@@ -217,6 +217,8 @@ def test_a_model_says_whether_it_is_ready(server, ask):
         ("POST", "/predictions/tiny/../../models", 404),
         ("POST", "/predictions/tiny%2f1.0", 404),
         ("POST", "/predictions/tiny/1.0/v1/../../x", 404),
+        ("POST", "/predictions/tiny/1.0/v1//models", 404),
+        ("POST", "/predictions/tiny/1.0/v1/models/", 404),
         ("POST", "/predictions/%74iny", 404),
         ("POST", "/predict;a=b", 404),
         ("POST", "/predict%00", 404),
