@@ -66,12 +66,23 @@ def main(arguments: Sequence[str] = tuple(sys.argv[1:])) -> int:
     if stopping:
         return 0
     try:
-        contract = read_contract(os.environ, "serve" in arguments)
         with scratch_directory() as place:
-            return server.main(prepare(contract, os.environ, place), stopping)
+            return server.main(command_line(os.environ, "serve" in arguments, place), stopping)
     except CannotServe as err:
         print(f"error: {err}", file=sys.stderr, flush=True)
         return 1
+
+
+def command_line(environment: Mapping[str, str], sagemaker: bool, place: Path) -> list[str]:
+    """The server's command line, for the platform that this is.
+
+    Raises:
+        CannotServe: it says what cannot be served, or a mount may not be read.
+    """
+    try:
+        return prepare(read_contract(environment, sagemaker), environment, place)
+    except PermissionError as err:
+        raise CannotServe(f"{err.filename}: user {os.geteuid()} may not read it; mount it readable") from err
 
 
 def read_contract(environment: Mapping[str, str], sagemaker: bool) -> Contract:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,18 @@ def test_a_wrong_variable_is_named(mounted, told, says):
     with pytest.raises(CannotServe) as refused:
         read_contract({"MODEL_DIR": str(mounted), **told}, True)
     assert str(refused.value).startswith(says) and ";" not in str(refused.value)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root becomes another user")
+def test_a_mount_that_may_not_be_entered_is_one_line(monkeypatch):
+    with tempfile.TemporaryDirectory() as folder:  # only root may enter it
+        monkeypatch.setattr(container, "KSERVE", Path(folder))
+        os.seteuid(1000)
+        try:
+            with pytest.raises(CannotServe, match=rf"^{folder}/\S+: user 1000 may not read it"):
+                container.command_line({}, False, Path("/nowhere"))
+        finally:
+            os.seteuid(0)
 
 
 def test_a_mounted_model_is_served_without_copying_a_byte(tiny, tmp_path):
