@@ -50,8 +50,13 @@ def test_vertex(mounted):
     told = {"AIP_HTTP_PORT": "8085", "AIP_HEALTH_ROUTE": "/h", "AIP_PREDICT_ROUTE": "/p:predict"}
     wanted = Contract(mounted, 8085, "/h", "/p:predict", "platform")
     assert read_contract({**told, "AIP_STORAGE_URI": str(mounted)}, False) == wanted
-    with pytest.raises(CannotServe, match="MODEL_DIR: /gcs/bucket/model: there is no such directory"):
+    with pytest.raises(CannotServe, match=r"^AIP_STORAGE_URI: gs://bucket/model: nothing is .* set MODEL_DIR$"):
         read_contract({**told, "AIP_STORAGE_URI": "gs://bucket/model"}, False)
+    built_in = {**told, "AIP_STORAGE_URI": "gs://bucket/model", "MODEL_DIR": str(mounted)}
+    assert read_contract(built_in, False).models == mounted
+    assert read_contract({**built_in, "PORT": "8090"}, False).port == 8090
+    with pytest.raises(CannotServe, match=r"^AIP_HTTP_PORT: x: expected a port"):
+        read_contract({**built_in, "AIP_HTTP_PORT": "x"}, False)
 
 
 def test_kserve(mounted):

@@ -469,7 +469,10 @@ def test_a_prediction_over_tls_and_the_health_check(pem):
         assert health(f"http://127.0.0.1:{running.port}/health") == 1
 
 
-def test_the_health_check_without_tls(plain):
+def test_the_health_check_without_tls(plain, monkeypatch):
+    monkeypatch.setenv("AIP_HTTP_PORT", "9")
+    monkeypatch.setenv("PORT", str(plain.port))  # as serving/container.py has it
+    assert health() == 0
     assert health(f"http://127.0.0.1:{plain.port}/health") == 0
     assert health(f"http://127.0.0.1:{plain.port}/absent") == 1
     assert health("http://127.0.0.1:9/health") == 1
