@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -271,6 +272,14 @@ def test_calls_that_are_given_up_leave_their_places(monkeypatch):
             assert time.monotonic() - asked < 1
             for call in calls:
                 call.cancel()
+
+
+def test_what_is_not_heard_is_known():
+    with front({}) as running:
+        running.haproxy.process.send_signal(signal.SIGSTOP)
+        assert not running.haproxy.tell_state("ready"), "or it would be told once, and never be ready"
+        running.haproxy.process.send_signal(signal.SIGCONT)
+        assert running.haproxy.tell_state("ready")
 
 
 # -- the end
