@@ -9,7 +9,7 @@ import urllib.error
 import urllib.request
 from http.client import HTTPException
 
-PORT = os.environ.get("AIP_HTTP_PORT") or os.environ.get("PORT") or "8080"  # as serving/container.py has it
+PORT = os.environ.get("PORT") or os.environ.get("AIP_HTTP_PORT") or "8080"  # as serving/container.py has it
 DEFAULT = f"http://127.0.0.1:{PORT}/health"
 
 

@@ -132,8 +132,9 @@ def serve(args: argparse.Namespace, scratch: Path, stopping: list[int]) -> int:
     except KeyboardInterrupt:
         say("stopping at once")
     finally:
-        if front is not None:
-            front.stop()
+        with suppress(KeyboardInterrupt):  # whoever is in a hurry leaves no server behind
+            if front is not None:
+                front.stop()
         stop(server)
     return 0
 
@@ -185,8 +186,7 @@ def watch(
         reap({process.pid for process in (server, *(front.processes if front else ()))})
         if front is not None:
             front.check()
-            if unready and front.models_up():
-                front.tell_state("ready")
+            if unready and front.models_up() and front.tell_state("ready"):
                 say("every model is ready")
                 unready = False
         time.sleep(0.1)

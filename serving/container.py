@@ -66,12 +66,23 @@ def main(arguments: Sequence[str] = tuple(sys.argv[1:])) -> int:
     if stopping:
         return 0
     try:
-        contract = read_contract(os.environ, "serve" in arguments)
         with scratch_directory() as place:
-            return server.main(prepare(contract, os.environ, place), stopping)
+            return server.main(command_line(os.environ, "serve" in arguments, place), stopping)
     except CannotServe as err:
         print(f"error: {err}", file=sys.stderr, flush=True)
         return 1
+
+
+def command_line(environment: Mapping[str, str], sagemaker: bool, place: Path) -> list[str]:
+    """The server's command line, for the platform that this is.
+
+    Raises:
+        CannotServe: it says what cannot be served, or a mount may not be read.
+    """
+    try:
+        return prepare(read_contract(environment, sagemaker), environment, place)
+    except PermissionError as err:
+        raise CannotServe(f"{err.filename}: user {os.geteuid()} may not read it; mount it readable") from err
 
 
 def read_contract(environment: Mapping[str, str], sagemaker: bool) -> Contract:
@@ -82,9 +93,10 @@ def read_contract(environment: Mapping[str, str], sagemaker: bool) -> Contract:
     """
     base = _platform(environment, sagemaker)
     problems = []
-    port = environment.get("AIP_HTTP_PORT") or environment.get("PORT") or str(base.port)
+    says = next(filter(environment.get, ("PORT", "AIP_HTTP_PORT")), "PORT")
+    port = environment.get(says) or str(base.port)
     grpc = environment.get("GRPC_PORT")
-    for name, given in (("PORT", port), ("GRPC_PORT", grpc)):
+    for name, given in ((says, port), ("GRPC_PORT", grpc)):
         if given and (not re.fullmatch(r"[1-9][0-9]{0,4}", given) or int(given) > 65_535):
             problems.append(f"{name}: {given}: expected a port from 1 to 65535")
         elif given and int(given) in _inner_ports(environment):
@@ -96,9 +108,7 @@ def read_contract(environment: Mapping[str, str], sagemaker: bool) -> Contract:
         problems.append("KEYS: is missing; expected a file of keys, or `platform` where a platform asks for them")
     models = Path(environment.get("MODEL_DIR") or base.models)
     if not models.is_dir():
-        problems.append(
-            f"MODEL_DIR: {models}: there is no such directory; mount the model, or the archives, there"
-        )
+        problems.append(_unmounted(models, environment))
     seconds = environment.get("DRAIN_SECONDS", "0")
     if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]+)?", seconds):
         problems.append(f"DRAIN_SECONDS: {seconds}: expected a number of seconds")
@@ -118,6 +128,16 @@ def read_contract(environment: Mapping[str, str], sagemaker: bool) -> Contract:
         int(grpc) if grpc else None,
         told,
     )
+
+
+def _unmounted(models: Path, environment: Mapping[str, str]) -> str:
+    where = environment.get("AIP_STORAGE_URI", "")
+    if where.startswith("gs://") and not environment.get("MODEL_DIR"):
+        return (
+            f"AIP_STORAGE_URI: {where}: nothing is downloaded here, and {models} is no directory; mount the bucket "
+            "there, or build the model into the image and set MODEL_DIR"
+        )
+    return f"MODEL_DIR: {models}: there is no such directory; mount the model, or the archives, there"
 
 
 def _inner_ports(environment: Mapping[str, str]) -> Collection[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -49,8 +49,20 @@ def write_properties(args: argparse.Namespace, store: Path, scratch: Path) -> di
             properties[name] = f"{address.rpartition(':')[0]}:{args.port_base + offset}"
         for offset, name in enumerate(GRPC_PORTS, start=len(ADDRESSES)):
             properties[name] = str(args.port_base + offset)
+    _check_addresses(properties, source)
     (scratch / "config.properties").write_text("".join(f"{name}={value}\n" for name, value in properties.items()))
     return properties
+
+
+def _check_addresses(properties: Mapping[str, str], source: Path) -> None:
+    for name in ADDRESSES[:2]:  # the server is asked there
+        if name not in properties:
+            raise CannotServe(f"{source}: {name}: is missing; expected http://HOST:PORT")
+    for name in (*ADDRESSES, *GRPC_PORTS):
+        told = properties.get(name, "unix:")
+        port = told if name in GRPC_PORTS else told.rpartition(":")[2]
+        if not told.startswith("unix:") and not (re.fullmatch("[0-9]{1,5}", port) and 0 < int(port) < 65_536):
+            raise CannotServe(f"{source}: {name}: {told}: expected a port from 1 to 65535")
 
 
 def endpoints(

@@ -24,6 +24,7 @@ PUBLIC = ("listen", "grpc")  # what needs keys where others reach it
 EMBEDDERS = ("feature-extraction",)
 REQUESTS_PER_ADDRESS = 10_000  # in ten seconds
 CONNECTIONS_PER_ADDRESS = 1_000
+LOOPBACK = {"localhost": "127.0.0.1"}
 WILDCARDS = ("0.0.0.0", "::")
 
 
@@ -279,6 +280,10 @@ def _contradictions(gateway: Gateway) -> list[Problem]:
         if wanted is not None and wanted not in gateway.models:
             problems.append(Problem(f"routes.{route.name}", _unknown(wanted, gateway.models), repr(wanted)))
     for name, model in gateway.models.items():
+        for what, called in (("a name", name), ("a version", model.version or "1")):
+            if not re.fullmatch(NAME, called):
+                reason = f"expected {what} of letters, digits, `.`, `_` and `-`, at most 128"
+                problems.append(Problem(f"models.{name}", reason, repr(called)))
         problems += _variant(f"models.{name}", model.servers, gateway)
         if model.version is None:
             problems.append(Problem(f"models.{name}.version", "is missing; no archive here knows it"))
@@ -353,7 +358,7 @@ def _unknown(name: str, known: Mapping[str, object]) -> str:
 def overlap(one: str, other: str) -> bool:
     """Whether two addresses cannot be listened on at once."""
     (host, _, port), (other_host, _, other_port) = one.rpartition(":"), other.rpartition(":")
-    hosts = {host.strip("[]"), other_host.strip("[]")}
+    hosts = {LOOPBACK.get(name, name.strip("[]")) for name in (host, other_host)}
     return int(port) == int(other_port) and (len(hosts) == 1 or bool(hosts & set(WILDCARDS)))
 
 

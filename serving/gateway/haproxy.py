@@ -91,10 +91,12 @@ class HAProxy:
     def _statistics(self) -> list[dict[str, str]]:
         return list(csv.DictReader(self.ask("show stat").removeprefix("# ").splitlines()))
 
-    def tell_state(self, state: str) -> None:
-        """`ready`, or `stopping`: what /health says, as far as the models are ready too."""
-        with suppress(OSError):  # it has ended, which `check` is about
+    def tell_state(self, state: str) -> bool:
+        """`ready`, or `stopping`: what /health says, as far as the models are ready too; whether it has heard."""
+        with suppress(OSError):  # it is busy; or has ended, which `check` is about
             self.ask(f"set map {self.folder}/state.map state {state}")
+            return True
+        return False
 
     def ask(self, command: str) -> str:
         """One command to its socket, and the answer."""

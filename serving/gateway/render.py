@@ -128,7 +128,7 @@ def haproxy_configuration(gateway: Gateway, folder: Path) -> str:
 def clients(gateway: Gateway) -> int:
     """Connections that clients may have, on all addresses."""
     each: int = gateway.limits.connections
-    return each * (2 if gateway.grpc else 1)
+    return 2 * each if gateway.grpc else each
 
 
 def inside(gateway: Gateway) -> int:

@@ -122,6 +122,7 @@ def test_a_configuration_that_is_no_mapping_is_one_line(tmp_path):
         (f"tls: {__file__}", "expected a PEM file with certificate and key"),
         ("listen: 127.0.0.1:8000\nmetrics: 0.0.0.0:8000", "metrics: 0.0.0.0:8000: expected another port than"),
         ("metrics: 127.0.0.1:8000", "metrics: 127.0.0.1:8000: expected another port than"),
+        ("metrics: localhost:8000", "metrics: localhost:8000: expected another port than"),
         ("health: 5", "health: 5: expected a list of paths"),
         ("administration: true\nkeys: platform", "administration: true: expected false: with `keys: platform`"),
         (
@@ -245,6 +246,37 @@ def test_a_server_does_not_start_with_a_wrong_file(tmp_path, wrapped):
         said, _ = process.communicate(timeout=60)
         assert process.returncode == 1 and said.startswith("error: ") and said.count("\n") == 1, said
         assert f".yaml: {wrong[text]}: expected" in said or f"{wrong[text]}: is not a loopback" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "version"), [("my model", "1.0"), ("a", "1.0 beta"), ("a", "%[src]"), ("a", "b'")]
+)
+def test_an_archives_name_that_haproxy_would_not_take_is_refused(name, version):
+    with pytest.raises(CannotServe, match=rf"^the gateway: models.{name}: .*: expected a (name|version) of"):
+        read(None, BESIDE, [Served(name, version, {})])
+
+
+@pytest.mark.parametrize(
+    ("line", "instead", "says"),
+    [
+        ("management_address=http://127.0.0.1:8081", "", "management_address: is missing; expected http://HOST"),
+        ("grpc_inference_port=7070", "grpc_inference_port=abc", "grpc_inference_port: abc: expected a port from"),
+        (
+            "metrics_address=http://127.0.0.1:8082",
+            "metrics_address=http://a:b",
+            "metrics_address: http://a:b: exp",
+        ),
+    ],
+)
+def test_a_wrong_line_of_the_servers_own_file_is_named(tmp_path, line, instead, says):
+    with zipfile.ZipFile(tmp_path / "tiny.mar", "w") as archive:
+        archive.writestr(MANIFEST, json.dumps({"model": {"modelName": "tiny", "modelVersion": "1.0"}}))
+    properties = tmp_path / "own.properties"
+    properties.write_text((ROOT / "config.properties").read_text().replace(line, instead))
+    command = [sys.executable, "-m", "serving", "--model-store", str(tmp_path), "--ts-config", str(properties)]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 1 and ended.stderr.count("\n") == 1
+    assert ended.stderr.startswith(f"error: {properties}: {says}")
 
 
 def test_more_connections_than_files_may_be_open_are_refused_before_java(tmp_path):

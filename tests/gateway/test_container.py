@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -49,8 +50,13 @@ def test_vertex(mounted):
     told = {"AIP_HTTP_PORT": "8085", "AIP_HEALTH_ROUTE": "/h", "AIP_PREDICT_ROUTE": "/p:predict"}
     wanted = Contract(mounted, 8085, "/h", "/p:predict", "platform")
     assert read_contract({**told, "AIP_STORAGE_URI": str(mounted)}, False) == wanted
-    with pytest.raises(CannotServe, match="MODEL_DIR: /gcs/bucket/model: there is no such directory"):
+    with pytest.raises(CannotServe, match=r"^AIP_STORAGE_URI: gs://bucket/model: nothing is .* set MODEL_DIR$"):
         read_contract({**told, "AIP_STORAGE_URI": "gs://bucket/model"}, False)
+    built_in = {**told, "AIP_STORAGE_URI": "gs://bucket/model", "MODEL_DIR": str(mounted)}
+    assert read_contract(built_in, False).models == mounted
+    assert read_contract({**built_in, "PORT": "8090"}, False).port == 8090
+    with pytest.raises(CannotServe, match=r"^AIP_HTTP_PORT: x: expected a port"):
+        read_contract({**built_in, "AIP_HTTP_PORT": "x"}, False)
 
 
 def test_kserve(mounted):
@@ -91,6 +97,18 @@ def test_a_wrong_variable_is_named(mounted, told, says):
     with pytest.raises(CannotServe) as refused:
         read_contract({"MODEL_DIR": str(mounted), **told}, True)
     assert str(refused.value).startswith(says) and ";" not in str(refused.value)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root becomes another user")
+def test_a_mount_that_may_not_be_entered_is_one_line(monkeypatch):
+    with tempfile.TemporaryDirectory() as folder:  # only root may enter it
+        monkeypatch.setattr(container, "KSERVE", Path(folder))
+        os.seteuid(1000)
+        try:
+            with pytest.raises(CannotServe, match=rf"^{folder}/\S+: user 1000 may not read it"):
+                container.command_line({}, False, Path("/nowhere"))
+        finally:
+            os.seteuid(0)
 
 
 def test_a_mounted_model_is_served_without_copying_a_byte(tiny, tmp_path):

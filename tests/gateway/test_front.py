@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import grpc
@@ -185,8 +186,10 @@ def test_silent_connections_of_an_address_are_bound():
 @pytest.mark.parametrize("of_grpc", [False, True])
 def test_clients_that_take_every_place_leave_what_is_not_theirs(of_grpc):
     told = {"limits": {"connections": 5}}
-    with grpc_front(**told) if of_grpc else front(told) as started:
-        running, stub = started if of_grpc else (started, None)
+    with ExitStack() as ends:
+        running, stub = (
+            ends.enter_context(grpc_front(**told)) if of_grpc else (ends.enter_context(front(told)), None)
+        )
         silent = [socket.create_connection(("127.0.0.1", running.port)) for _ in range(8)]
         with pytest.raises(requests.Timeout):
             requests.get(f"{running.url}/health", timeout=1)
@@ -269,6 +272,14 @@ def test_calls_that_are_given_up_leave_their_places(monkeypatch):
             assert time.monotonic() - asked < 1
             for call in calls:
                 call.cancel()
+
+
+def test_what_is_not_heard_is_known():
+    with front({}) as running:
+        running.haproxy.process.send_signal(signal.SIGSTOP)
+        assert not running.haproxy.tell_state("ready"), "or it would be told once, and never be ready"
+        running.haproxy.process.send_signal(signal.SIGCONT)
+        assert running.haproxy.tell_state("ready")
 
 
 # -- the end
@@ -467,7 +478,10 @@ def test_a_prediction_over_tls_and_the_health_check(pem):
         assert health(f"http://127.0.0.1:{running.port}/health") == 1
 
 
-def test_the_health_check_without_tls(plain):
+def test_the_health_check_without_tls(plain, monkeypatch):
+    monkeypatch.setenv("AIP_HTTP_PORT", "9")
+    monkeypatch.setenv("PORT", str(plain.port))  # as serving/container.py has it
+    assert health() == 0
     assert health(f"http://127.0.0.1:{plain.port}/health") == 0
     assert health(f"http://127.0.0.1:{plain.port}/absent") == 1
     assert health("http://127.0.0.1:9/health") == 1
