@@ -134,8 +134,8 @@ def _unmounted(models: Path, environment: Mapping[str, str]) -> str:
     where = environment.get("AIP_STORAGE_URI", "")
     if where.startswith("gs://") and not environment.get("MODEL_DIR"):
         return (
-            f"AIP_STORAGE_URI: {where}: nothing is downloaded here, and {models} is no directory; mount the bucket "
-            "there, or build the model into the image and set MODEL_DIR"
+            f"AIP_STORAGE_URI: {where}: nothing is downloaded here, and {models} is no directory; mount the "
+            "bucket there, or build the model into the image and set MODEL_DIR"
         )
     return f"MODEL_DIR: {models}: there is no such directory; mount the model, or the archives, there"
 
