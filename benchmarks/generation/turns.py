@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator, Sequence
 
 from benchmarks.candidates.candidate import Candidate, Job
 from benchmarks.generation.candidates import NEW, STREAMS, TASK
 from benchmarks.generation.models import prompts
 from benchmarks.generation.streams import Streamed, load
+
+REST_SECONDS = 2.0  # between two turns: vLLM's processes look out for work in a loop, for a second
 
 
 def in_turns(
@@ -32,5 +35,6 @@ def in_turns(
 
 
 def _stream(candidate: Candidate, job: Job, texts: Sequence[str]) -> Streamed:
+    time.sleep(REST_SECONDS)
     wire = candidate.wires[TASK]
     return asyncio.run(load(job.port, wire.path, [wire.body(text) for text in texts], STREAMS, NEW))
