@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import http.server
 import json
 import math
 import os
 import subprocess
 import sys
-import threading
 import zipfile
 from pathlib import Path
 
@@ -24,6 +22,7 @@ from benchmarks.gpu.models import Deployment
 from benchmarks.gpu.report import Correctness, Generated, Greedy, Leaks, Report, ServedSpeed, Streams
 from benchmarks.gpu.server import Server, ServerFailed
 from benchmarks.gpu.settings import MODELS, PARTS, Words
+from tests.support.listening import Quiet, listening
 
 ROOT = Path(__file__).resolve().parents[2]
 VECTORS = np.random.default_rng(0).standard_normal((8, 16)).astype(np.float32)
@@ -142,7 +141,7 @@ def test_a_worker_on_another_device_is_an_error(tmp_path):
 # -- the load
 
 
-class Answers(http.server.BaseHTTPRequestHandler):
+class Answers(Quiet):
     """Answers as many vectors as texts; for the text `bad` with 500, for `few` with one too few."""
 
     protocol_version = "HTTP/1.1"
@@ -156,19 +155,11 @@ class Answers(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def log_message(self, *_):
-        pass
-
 
 @pytest.fixture
 def answers():
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield server.server_address
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with listening(Answers) as address:
+        yield address
 
 
 def drive(answers, tmp_path, *requests):

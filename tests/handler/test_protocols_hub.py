@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import huggingface_hub
 import numpy as np
@@ -15,6 +14,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from tests.support import frames, tiny_models, worker
 from tests.support import protocols as spoken
 from tests.support.answers import assert_scored
+from tests.support.listening import Quiet, listening
 
 TEXT = spoken.TEXTS[1]
 
@@ -24,7 +24,7 @@ def url(services):
     """HTTP in front of the workers: /predictions/TASK/VERSION/PATH, as TorchServe's frontend has it."""
     one_at_a_time = threading.Lock()
 
-    class Front(BaseHTTPRequestHandler):
+    class Front(Quiet):
         def do_POST(self):
             _, _, task, *rest = self.path.split("/", 4)
             body = self.rfile.read(int(self.headers["content-length"]))
@@ -37,13 +37,8 @@ def url(services):
             self.end_headers()
             self.wfile.write(response.body)
 
-        def log_message(self, *_):
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Front) as listening:
-        threading.Thread(target=listening.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{listening.server_port}/predictions"
-        listening.shutdown()
+    with listening(Front) as (host, port):
+        yield f"http://{host}:{port}/predictions"
 
 
 @pytest.fixture(params=["", "/1.0/v1/hub"])

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import threading
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import grpc
 import huggingface_hub
@@ -23,6 +21,7 @@ from client import ManagementClient
 from tests.support import archives, scenarios
 from tests.support import protocols as spoken
 from tests.support.grpc import Inference, open_inference
+from tests.support.listening import Quiet, listening
 from tests.support.serving import served
 
 pytestmark = [pytest.mark.server, pytest.mark.usefixtures("workers_stay")]
@@ -65,7 +64,7 @@ def gateway(server):
     """What a gateway has to do for clients of the Open Inference Protocol over HTTP: rewrite two paths."""
     management = ManagementClient(server.management_url)
 
-    class Gateway(BaseHTTPRequestHandler):
+    class Gateway(Quiet):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self):
@@ -92,13 +91,8 @@ def gateway(server):
             self.end_headers()
             self.wfile.write(body)
 
-        def log_message(self, *_):
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Gateway) as listening:
-        threading.Thread(target=listening.serve_forever, daemon=True).start()
-        yield f"127.0.0.1:{listening.server_port}"
-        listening.shutdown()
+    with listening(Gateway) as (host, port):
+        yield f"{host}:{port}"
 
 
 # -- tritonclient over HTTP

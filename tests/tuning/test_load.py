@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from contextlib import suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from tests.support.listening import Quiet, listening
 from tuning import load
 
 
@@ -16,7 +15,7 @@ from tuning import load
 def server():
     """A port, and the statuses that its answers have in turn; then 200."""
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Quiet):
         protocol_version = "HTTP/1.1"
 
         def do_POST(self):
@@ -28,15 +27,9 @@ def server():
             with suppress(OSError):  # the load has gone
                 self.wfile.write(body)
 
-        def log_message(self, *arguments):
-            pass
-
     statuses, received = [], []
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=http.serve_forever, daemon=True).start()
-    yield http.server_port, statuses, received
-    http.shutdown()
-    http.server_close()
+    with listening(Handler) as (_, port):
+        yield port, statuses, received
 
 
 def drive(port, connections=3, seconds=0.2):
