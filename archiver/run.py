@@ -75,11 +75,16 @@ def run(
             job = {"archive": str(root), "name": name, "gpu": gpu, "skip": skip, "lock": lock}
             job |= {"input": str(requests.resolve()), "output": str(part.resolve())}
             failed = _answer(job, lambda done: progress(skip + done, total))
-        if (there := _measure(part)[0]) != total:
-            raise Refused(f"{part}: holds {there:,} answers to {total:,} requests; --force begins anew")
+        if (there := _count(part)) != total:
+            raise Refused(f"{part}: holds {there:,} answers to {total:,} requests; remove it to begin anew")
         part.replace(answers)
     state.unlink()
     return total - skip, failed
+
+
+def _count(answers: Path) -> int:
+    with answers.open("rb") as file:
+        return sum(1 for _ in file)
 
 
 def _measure(requests: Path) -> tuple[int, str]:

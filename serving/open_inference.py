@@ -26,11 +26,10 @@ from tritonclient.grpc import service_pb2_grpc as services
 from client.replies import reason
 from client.transport import CONNECT_TIMEOUT, segment
 from serving.connections import UNIX, Exchange, connections, exchange
-from serving.gateway.config import Limits, is_loopback
+from serving.gateway.config import HEALTH_CALLS, Limits, is_loopback
 from serving.open_inference_tensors import raw_tensors
 
 HEADER = "Inference-Header-Content-Length"
-HEALTH_THREADS = 16  # of --health-address
 MOST_BYTES = 1 << 26  # of an answer; TorchServe's own limit is below
 PASSED_ON = ("authorization", "traceparent", "x-request-id", "x-sticky")  # metadata for the gateway: its headers
 # HTTP's status -> gRPC's: TorchServe's as it has them (GRPCUtils.java), but for 422, which is the client's fault
@@ -218,7 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal.signal(number, lambda *_: stop.set())
     service = OpenInference(flags.gateway, flags.timeout)
     servers = []
-    for name, threads in (("address", flags.threads), ("health_address", HEALTH_THREADS)):
+    for name, threads in (("address", flags.threads), ("health_address", HEALTH_CALLS)):
         if address := getattr(flags, name):
             try:
                 servers.append(start(service, address, threads, flags.body_bytes))
@@ -283,7 +282,7 @@ def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
                 "a public one is `grpc` of the gateway's configuration (docker/gateway/README.md)"
             )
     try:
-        flags.gateway = connections(flags.gateway, flags.threads + HEALTH_THREADS)
+        flags.gateway = connections(flags.gateway, flags.threads + HEALTH_CALLS)
     except ValueError as error:
         parser.error(f"--gateway: {error}")
     return flags

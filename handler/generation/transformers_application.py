@@ -69,6 +69,7 @@ def make_application(
     from transformers.cli.serving import server  # noqa: PLC0415  an extra, and slow to import
 
     state = _State(manager)
+    forgive(tokenizer)
     chat, completion = _handlers(name, model, _judging(tokenizer), state)
     app = server.build_server(_Models(), chat, completion, None, None, state)
     _speak_openai(app)
@@ -169,9 +170,12 @@ def _handlers(name: str, model: Any, tokenizer: Any, state: _State) -> tuple[Any
         def get_processor_inputs_from_messages(messages: list[dict[str, Any]], modality: Any) -> list[Any]:
             """With what its own leaves out and templates may show: who speaks, and what is said beside a call."""
             stock = chat_completion.ChatCompletionHandler.get_processor_inputs_from_messages
-            plain = [{name: message[name] for name in message if name != "tool_calls"} for message in messages]
-            made = zip(messages, stock(messages, modality), stock(plain, modality), strict=True)
-            return [{**message, **one, "content": said["content"]} for message, one, said in made]
+            made = stock(messages, modality)
+            for message, one in zip(messages, made, strict=True):
+                if "tool_calls" in message:
+                    without = {name: message[name] for name in message if name != "tool_calls"}
+                    one["content"] = stock([without], modality)[0]["content"]
+            return [{**message, **one} for message, one in zip(messages, made, strict=True)]
 
         def _validate_request(self, body: dict[str, Any]) -> None:
             super()._validate_request(body)
@@ -189,10 +193,7 @@ def _handlers(name: str, model: Any, tokenizer: Any, state: _State) -> tuple[Any
 
 
 def _judging(tokenizer: Any) -> Any:
-    """The tokenizer, whose chat template fails at the request's cost: it takes values for what they should be.
-
-    What a model says of a call fails at nobody's.
-    """
+    """The tokenizer, whose chat template fails at the request's cost: it takes values for what they should be."""
     from fastapi import HTTPException  # noqa: PLC0415
 
     fill_in = tokenizer.apply_chat_template
@@ -205,7 +206,6 @@ def _judging(tokenizer: Any) -> Any:
             raise HTTPException(400, "the chat template cannot be filled in with this") from error
 
     tokenizer.apply_chat_template = judged
-    forgive(tokenizer)
     return tokenizer
 
 

@@ -137,12 +137,10 @@ def _count_whole_prompts() -> None:
     stock = TokenizeParams.get_encode_kwargs
 
     def get_encode_kwargs(self: Any) -> dict[str, Any]:
-        asked = stock(self)
-        return (
-            asked
-            if self.truncate_prompt_tokens is not None
-            else {**asked, "truncation": False, "max_length": None}
-        )
+        asked: dict[str, Any] = stock(self)
+        if self.truncate_prompt_tokens is None:
+            asked |= {"truncation": False, "max_length": None}
+        return asked
 
     TokenizeParams.get_encode_kwargs = get_encode_kwargs
 

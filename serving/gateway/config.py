@@ -24,6 +24,7 @@ PUBLIC = ("listen", "grpc")  # what needs keys where others reach it
 EMBEDDERS = ("feature-extraction",)
 REQUESTS_PER_ADDRESS = 10_000  # in ten seconds
 CONNECTIONS_PER_ADDRESS = 1_000
+HEALTH_CALLS = 16  # of gRPC, that go on beside all others
 LOOPBACK = {"localhost": "127.0.0.1"}
 WILDCARDS = ("0.0.0.0", "::")
 

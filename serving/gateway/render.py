@@ -11,14 +11,13 @@ from pathlib import Path
 import jinja2
 
 from serving.gateway import keys
-from serving.gateway.config import NAME, PLATFORM, Canary, Gateway, Model, Server
+from serving.gateway.config import HEALTH_CALLS, NAME, PLATFORM, Canary, Gateway, Model, Server
 from serving.gateway.routes import METHODS, calls_map, route_map, table
 
 TEMPLATE = Path(__file__).resolve().parent.parent.parent / "docker" / "gateway" / "haproxy.cfg.j2"
 CHECK_MS = 100  # how stale the readiness of a model may be
 DEFAULT_IN_FLIGHT = 1000  # TorchServe's jobQueueSize, as recipes and config.properties have it
 CALLS_IN_FLIGHT = 256  # gRPC's, of all models
-HEALTH_CALLS = 16  # of gRPC that go on beside those
 EXPORTED = 16  # connections to the exporter
 FRONT, HEALTH, INNER = "grpc.sock", "health.sock", "inner.sock"  # where that front is called, and where it calls
 ERRORS = (  # what HAProxy says by itself
