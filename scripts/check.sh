@@ -11,4 +11,4 @@ ensure_venv requirements.txt requirements-dev.txt
 "$VENV/bin/ruff" check .
 "$VENV/bin/ruff" format --check --quiet . || die "ruff format would change files: .venv/bin/ruff format ."
 "$VENV/bin/mypy"
-"$VENV/bin/shellcheck" --external-sources --source-path=SCRIPTDIR scripts/*.sh benchmarks/gpu/*.sh .ci/run
+"$VENV/bin/shellcheck" --external-sources --source-path=SCRIPTDIR scripts/*.sh benchmarks/gpu/*.sh serving/path/* .ci/run

@@ -29,7 +29,6 @@ from serving.scratch import private_directory, scratch_directory
 from serving.signals import end_at_signals, note_signals
 
 ROOT = Path(__file__).resolve().parent.parent
-OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 PING_SECONDS = 2.0
 MOST_DRAIN_SECONDS = 86_400
 STOP_SECONDS = 20.0  # for TorchServe's own shutdown, after which it is killed
@@ -106,13 +105,10 @@ def serve(args: argparse.Namespace, scratch: Path, stopping: list[int]) -> int:
     settings.check_ports(properties)
     note_signals(stopping)
     command = java.command(args, properties, store, models, scratch)
-    environment = {
-        name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "TS_CONFIG_FILE")
-    }
     server = subprocess.Popen(
         command,
         cwd=scratch,
-        env={**environment, **OFFLINE, "TMPDIR": str(scratch)},
+        env=java.environment(scratch),
         preexec_fn=own_session,  # noqa: PLW1509 - no thread has been started
     )
     front = None

