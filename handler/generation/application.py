@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -53,6 +54,7 @@ class Exchange:
         self.done = False  # nothing more will come
         self.failed = False  # it ended before it had answered
         self.eager = True  # whether its news cannot wait: until its first text is out
+        self.accepted = False  # the engine has it, and has nothing against it
         self.gone = asyncio.Event()  # the client has left
         self.task: asyncio.Task[None] | None = None
 
@@ -72,6 +74,14 @@ class Exchange:
             return None
         taken, self.pieces = b"".join(self.pieces), []
         return News(self.status, self.content_type, taken, self.streams, self.done, self.failed)
+
+
+RUNNING: ContextVar[Exchange] = ContextVar("RUNNING")  # the one whose task, or whose task's task, this is
+
+
+def note_accepted() -> None:
+    """An engine says so of the request that it is asked to generate for."""
+    RUNNING.get().accepted = True
 
 
 class Application:
@@ -122,6 +132,7 @@ class Application:
             self._loop.call_later(LISTENS_SECONDS, exchange.task.cancel)
 
     async def _run(self, ask: Ask, exchange: Exchange) -> None:
+        RUNNING.set(exchange)
         unread = [{"type": "http.request", "body": ask.body, "more_body": False}]
 
         async def receive() -> Event:

@@ -4,6 +4,10 @@ With `continuousBatching` TorchServe's frontend calls the worker with every requ
 (ContinuousBatching.java): a new one with its body, one that goes on with nothing, one whose client has left not at
 all. `context.stopping_criteria` says of each answer whether it goes on; a row without news is left out by deleting
 it from `context.request_ids`, from which the reply is written (otf_message_handler.py:78).
+
+The frontend looks whether a client is still there only when its answer goes on with something
+(ContinuousBatching.java:105), so a request that is long silent is answered with a line feed, which means nothing
+in JSON (RFC 8259, 2) nor between events (HTML, 9.2.6).
 """
 
 from __future__ import annotations
@@ -46,13 +50,14 @@ FOLLOW_SECONDS, FOLLOW_ROUNDS = 0.012, 3  # after an answer has ended: its clien
 STEP_SECONDS = 0.05  # that it then waits for the engine's next step
 GATHER_SECONDS = 0.004  # after it: a step of the engine has a token for everybody
 WARM_UP_SECONDS = 240  # for the first two tokens
-SILENCE_SECONDS = 1.0  # without a round, after which nobody is there any more
-LOOK_SECONDS = 0.25
+LOOK_SECONDS, SILENCE_LOOKS = 0.25, 4  # at whether a round has come, and how many without mean that none will
+SIGN, SIGN_SECONDS = b"\n\n", 0.75  # of life, and how long a request may be without
 AHEAD = 8  # as many answers as rounds may hold, that wait for one before them in a file
 FAILED = event_of(error_document(500, "the engine failed"))
 
-# What a row is answered with, if anything, and whether its stream ends: None where it is a whole answer.
-Said: TypeAlias = tuple[Reply | None, bool | None]
+# What a row is answered with, and whether it ends what has begun: None where it is all of the answer.
+Answer: TypeAlias = tuple[Reply, bool | None]
+Said: TypeAlias = tuple[Reply | None, bool | None]  # the same, or nothing
 
 
 @dataclass
@@ -61,8 +66,21 @@ class Live:
 
     exchange: Exchange
     route: Route
-    begun: bool = False  # whether a piece of its answer is out
+    begun: bool = False  # whether a piece of its answer is out, and its status
+    # Over gRPC whoever is still there is taken for gone (GRPCJob.java:272).
+    over_http: bool = True
+    heard: float = field(default_factory=time.monotonic)  # when it was last answered with something
     timed: Timed = field(default_factory=Timed)
+
+    def whole(self, reply: Reply) -> Answer:
+        """What ends it; all but its body counts for nothing where it has begun."""
+        if not self.begun:
+            return reply, None
+        return (Reply(FAILED, EVENT_STREAM) if self.route.streams else reply), True
+
+    def refuse(self, error: HandlerError) -> Answer:
+        """As `whole`, in the shape of its protocol."""
+        return self.whole(self.route.refuse(error))
 
 
 @dataclass(frozen=True)
@@ -90,7 +108,11 @@ class Generation:
         self.live: dict[str, Live] = {}
         self._lost: dict[str, Live] = {}  # let go of in a silence, which may have been a slow frontend
         self._follow = 0  # rounds that are to be short: an answer has ended
-        self._last = time.monotonic()
+        # Looks without a round. Not seconds: of a process that does not get to run, the watch is part.
+        self._silent = 0.0
+        self._owed = (
+            False  # whether the frontend has to come back: it drops none but those that it got a piece for
+        )
         self._lock = threading.Lock()  # of the live ones: a round against the watch
         threading.Thread(target=self._watch, name="silence", daemon=True).start()
 
@@ -98,7 +120,7 @@ class Generation:
         """Starts the new requests, and cancels those that are missing."""
         ids = dict(context.request_ids)
         with self._lock:
-            self._last = math.inf  # it is no silence while a round goes on
+            self._silent = -math.inf  # it is no silence while a round goes on
             self.metrics = context.metrics
             for gone in self.live.keys() - set(ids.values()):
                 self._let_go(gone)
@@ -106,7 +128,7 @@ class Generation:
             said: dict[int, Said] = {}
             for index, message in zip(new, wire.read(rows, context, new), strict=True):
                 if not rows[index] and (lost := self._lost.get(ids[index])):
-                    said[index] = _failed(lost)
+                    said[index] = lost.refuse(InternalError())
                     continue
                 started = message if isinstance(message, HandlerError) else guarded(self._begin, message)
                 if isinstance(started, Live):
@@ -131,9 +153,11 @@ class Generation:
     def postprocess(self, turn: Turn, context: Any, send: Callable[..., None] | None = None) -> list[bytes]:
         """What each has to say; a row that has nothing is left out."""
         bodies, criteria = [b""] * len(turn.ids), dict[int, Callable[[bytes], bool | None]]()
+        owed = False
         for index, request in turn.ids.items():
             reply, ends = turn.said[index] if index in turn.said else self._say_safely(request)
             if reply is None:
+                owed = True
                 del context.request_ids[index]
                 continue
             reply = wire.tell(reply, context, index)
@@ -142,13 +166,13 @@ class Generation:
         context.stopping_criteria = criteria
         if self.gauges.are_due():
             self.gauges.tell(self.engine.load, len(self.live), context.metrics)
-        self._last = time.monotonic()
+        self._owed, self._silent = owed, 0
         return bodies
 
     def replies(self, messages: Iterable[Message]) -> Iterator[Reply]:
         """Each message's whole reply, in order, while as many are on their way as rounds may hold."""
         waiting, begun = iter(messages), deque[Live | Reply]()
-        self._last = math.inf  # there are no rounds, and no silence
+        self._silent = -math.inf  # there are no rounds, and no silence
         while True:
             live = sum(isinstance(one, Live) and not one.exchange.done for one in begun)
             room = min(self.config.server.batchSize - live, AHEAD * self.config.server.batchSize - len(begun))
@@ -178,7 +202,7 @@ class Generation:
         """Waits for news; False where there is none in all that time."""
         if self.application.urgent.wait(FOLLOW_SECONDS if self._follow else PATIENCE_SECONDS):
             return True
-        if self._follow or not any(live.begun for live in self.live.values()):
+        if self._follow or not any(live.begun and live.route.streams for live in self.live.values()):
             return False
         # Streams go by the engine's steps: a round that falls between two of them costs as much.
         self.application.fresh.clear()
@@ -189,7 +213,8 @@ class Generation:
         route = find(message, self.served)
         if isinstance(route, Reply):
             return route
-        return Live(self.application.begin(route.ask), route, timed=Timed(message.id))
+        over_http = message.transport == wire.HTTP
+        return Live(self.application.begin(route.ask), route, over_http=over_http, timed=Timed(message.id))
 
     def _say_safely(self, request: str) -> Said:
         """No exception leaves a round: TorchServe would fail all that are alive (ContinuousBatching.java)."""
@@ -201,14 +226,14 @@ class Generation:
             with self._lock:
                 if request in self.live:
                     self._let_go(request, "failed")
-            return _failed(live)
+            return live.refuse(InternalError())
 
     def _say(self, request: str, live: Live) -> Said:
         """A request's reply, if it has one."""
         with self.application.lock:
             news = live.exchange.take()
         if news is None:
-            return None, None
+            return self._sign_of_life(live), False
         reply, ends = self._bounded(live, *self._reply(live, news))
         if live.timed.first is None and news.streams and live.route.usage.begun:
             live.timed.first = time.monotonic()
@@ -223,14 +248,22 @@ class Generation:
             live.timed.end(request, how, live.route.usage, self.metrics)
         elif not reply.body:
             return None, None
-        live.begun = True
+        live.begun, live.heard = True, time.monotonic()
         return reply, ends
 
-    def _reply(self, live: Live, news: News) -> tuple[Reply, bool | None]:
-        if news.status is None or (news.failed and not live.begun):
-            return live.route.refuse(InternalError()), None
+    def _sign_of_life(self, live: Live) -> Reply | None:
+        """Where it is time for one. It is the end of refusals, so the engine has to have accepted the request."""
+        due = time.monotonic() - live.heard >= SIGN_SECONDS
+        if not (due and live.over_http and live.exchange.accepted):
+            return None
+        live.begun, live.heard = True, time.monotonic()
+        return Reply(SIGN, EVENT_STREAM if live.route.streams else JSON)
+
+    def _reply(self, live: Live, news: News) -> Answer:
+        if news.status is None or (news.failed and not (news.streams and live.begun)):
+            return live.refuse(InternalError())
         if not news.streams:
-            return live.route.whole(news.status, news.body, news.content_type), None
+            return live.whole(live.route.whole(news.status, news.body, news.content_type))
         if not live.begun and (error := refused(news.body)):
             return live.route.whole(*error, JSON), None
         told = live.route.piece(news.body, news.done and not news.failed)
@@ -238,14 +271,12 @@ class Generation:
         # A stream must not end before it has begun (RestJob.java:148).
         return reply, None if news.done and not live.begun else news.done
 
-    def _bounded(self, live: Live, reply: Reply, ends: bool | None) -> tuple[Reply, bool | None]:
+    def _bounded(self, live: Live, reply: Reply, ends: bool | None) -> Answer:
         """An answer that is too large kills the worker (CodecUtils.java:26), so it becomes its request's error."""
         limit = self.config.handler.max_response_bytes
         if len(reply.body) <= limit:
             return reply, ends
-        if live.begun:
-            return Reply(FAILED, EVENT_STREAM), True
-        return live.route.refuse(TooLarge(f"the answer has {len(reply.body)} bytes; the limit is {limit}")), None
+        return live.refuse(TooLarge(f"the answer has {len(reply.body)} bytes; the limit is {limit}"))
 
     def _let_go(self, request: str, how: str = "left") -> None:
         """Cancels a request. The lock is held."""
@@ -275,7 +306,8 @@ class Generation:
         while True:
             time.sleep(LOOK_SECONDS)
             with self._lock:
-                if time.monotonic() - self._last <= SILENCE_SECONDS:
+                self._silent += 1
+                if self._owed or self._silent < SILENCE_LOOKS:
                     continue
                 self._lost |= self.live
                 for gone in tuple(self.live):
@@ -288,11 +320,6 @@ class Generation:
         if self.application.dead():
             logger.error("the engine is gone; the worker ends, and TorchServe starts another")
             os._exit(1)
-
-
-def _failed(live: Live) -> tuple[Reply, bool | None]:
-    """What is left to say to a request that cannot go on."""
-    return (Reply(FAILED, EVENT_STREAM), True) if live.begun else (live.route.refuse(InternalError()), None)
 
 
 def build(config: ModelConfig, directory: Path, model_name: str, device: torch.device, threads: int) -> Generation:

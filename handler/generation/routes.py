@@ -65,6 +65,7 @@ class Route:
     ask: Ask
     whole: Callable[[int, bytes, str], Reply]  # status, body and content type of the application's answer
     piece: Callable[[bytes, bool], bytes]  # bytes of its stream, and whether they are the last
+    streams: bool  # whether that is what was asked for
     refuse: Callable[[HandlerError], Reply] = error_reply  # in the shape of its protocol
     usage: Usage = field(default_factory=Usage)  # what has been seen of its answer
 
@@ -167,7 +168,8 @@ def _openai(path: str, document: Document, served: Served) -> Route:
         return with_usage(document, event, wanted=options.get("include_usage", False))
 
     refuse = partial(error_reply, shape=openai_error)
-    return Route(Ask("POST", f"/{path}", written(asked)), whole, Stream(tell).piece, refuse, usage)
+    streams = bool(asked.get("stream"))
+    return Route(Ask("POST", f"/{path}", written(asked)), whole, Stream(tell).piece, streams, refuse, usage)
 
 
 def _native(document: Document, served: Served) -> Route:
@@ -207,7 +209,7 @@ def _native(document: Document, served: Served) -> Route:
         text = "".join(map(text_of, document.get("choices", ())))
         return event_of({"text": text}) if text else b""
 
-    return Route(Ask("POST", f"/{path}", written(body)), whole, Stream(tell).piece, usage=usage)
+    return Route(Ask("POST", f"/{path}", written(body)), whole, Stream(tell).piece, asked.stream, usage=usage)
 
 
 def _answer(status: int, document: Document, usage: Usage) -> Reply:

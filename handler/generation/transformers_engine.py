@@ -19,7 +19,7 @@ from transformers import ContinuousBatchingConfig, GenerationConfig
 
 from handler.config import HandlerConfig, ModelConfig
 from handler.errors import LoadError
-from handler.generation.application import Application, Asgi
+from handler.generation.application import Application, Asgi, note_accepted
 from handler.generation.engine import Engine, Load
 from handler.generation.sampling import choose
 from handler.generation.tool_calls import Forgiving
@@ -204,6 +204,7 @@ def _manager(model: Any, config: HandlerConfig, most: int) -> Any:
             """Judges a request's lengths, and says how it is to be sampled. Raises HTTPException."""
             _fit(asked, len(inputs["input_ids"]), _context(model, config), config.max_new_tokens)
             self._sampling = _sampling(asked, model.config.get_text_config().vocab_size)
+            note_accepted()
 
     manager = PerRequest()
     manager.start()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +19,7 @@ import transformers
 from handler import devices
 from handler.config import ModelConfig
 from handler.errors import LoadError
-from handler.generation.application import Application, Asgi
+from handler.generation.application import Application, Asgi, note_accepted
 from handler.generation.engine import Engine, Load
 from handler.generation.guard import guard
 from handler.generation.openai_protocol import CHAT, COMPLETIONS, EMBEDDINGS
@@ -91,6 +91,7 @@ def build(directory: Path, config: ModelConfig, device: torch.device, name: str)
     async def make() -> Asgi:
         nonlocal client, tasks
         engine = client = await living.__aenter__()
+        client.add_request = _noting(client.add_request)
         tasks = await engine.get_supported_tasks()
         app = entry.build_app(arguments, tasks, engine.model_config)
         await entry.init_app_state(engine, app.state, arguments, tasks)
@@ -114,6 +115,17 @@ def build(directory: Path, config: ModelConfig, device: torch.device, name: str)
         load=_load,
         adapters=adapters,
     )
+
+
+def _noting(add_request: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    """vLLM's, which raises what is wrong with a request (vllm/v1/engine/async_llm.py)."""
+
+    async def add(*arguments: Any, **options: Any) -> Any:
+        added = await add_request(*arguments, **options)
+        note_accepted()
+        return added
+
+    return add
 
 
 def _choose_gpus(config: ModelConfig, device: torch.device) -> None:

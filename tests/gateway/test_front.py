@@ -158,6 +158,16 @@ def test_who_stops_reading_is_cut_off(plain):
         wait_for(lambda: '"end":"cD"' in plain.output()[before:], 5)
 
 
+def test_who_has_gone_is_waited_for_no_longer(plain):
+    body = b'{"wait": 20}'
+    head = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body)
+    before, asked = len(plain.output()), len(plain.behind["local"].seen)
+    with socket.create_connection(("127.0.0.1", plain.port)) as connection:
+        connection.sendall(head + body)
+        wait_for(lambda: plain.behind["local"].seen[asked:])
+    wait_for(lambda: '"end":"CH"' in plain.output()[before:], 5)
+
+
 def test_a_long_body_has_the_models_time_between_two_pieces(tmp_path):
     with front({"models": {"tiny": {"seconds": 1}}}) as running:
         head = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: 200000\r\n\r\n"

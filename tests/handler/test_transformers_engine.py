@@ -6,12 +6,14 @@ import gc
 import json
 import logging
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 from transformers.generation.continuous_batching.requests import GenerationOutput
 
-from tests.support import tiny_models, worker
+from handler.generation import rounds
+from tests.support import frames, tiny_models, worker
 from tests.support.rounds import NEW, PROMPTS, Frontend, messages, settled, wing
 
 CHAT = "v1/chat/completions"
@@ -73,9 +75,69 @@ def test_who_leaves_is_cancelled_within_two_seconds(service, frontend, stream):
     while wing(service).engine.load().running > 1:
         assert time.monotonic() < end
         frontend.round()
-    frontend.leave(left[0])  # and now there is no round any more
-    settled(service, 2)
+    frontend.leave(left[0])
+    frontend.run(seconds=2)
+    settled(service, 2)  # and now there is no round any more
     assert not wing(service).engine.load.__self__._router.result_handlers
+
+
+@pytest.mark.parametrize("path", ["", CHAT])
+@pytest.mark.parametrize("stream", [True, False])
+def test_who_hears_nothing_for_long_hears_that_it_goes_on(model, monkeypatch, path, stream):
+    """Two answers fill the memory, and one has to wait for the other."""
+    monkeypatch.setattr(rounds, "SIGN_SECONDS", 0.1)
+    service = started(model.parent, cache_tokens=512, max_new_tokens=LONG)
+    frontend = Frontend(service)
+    prompt = {"messages": messages("a " * 100)} if path else {"prompt": "a " * 100}
+    asked = [frontend.post({**prompt, "max_tokens": 250, "temperature": 0, "stream": stream}, path) for _ in "ab"]
+    frontend.run()
+    pieces = [piece for client in asked for piece in client.pieces]
+    assert b"\n\n" in [piece.body for piece in pieces] and {piece.status for piece in pieces} == {200}
+    assert pieces[0].content_type.startswith("text/event-stream" if stream else "application/json")
+    if stream:
+        said = [[line for line in client.body.split(b"\n") if line] for client in asked]
+        assert said[1][-1] == b"data: [DONE]" and len(said[1]) == len(said[0])
+    else:
+        answers = [client.document for client in asked]
+        texts = [answer["choices"][0]["message"]["content"] if path else answer["response"] for answer in answers]
+        assert texts[0] == texts[1] != ""
+    settled(service)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_what_fails_once_it_has_begun_says_so_where_it_can(service, frontend, monkeypatch, stream):
+    monkeypatch.setattr(rounds, "SIGN_SECONDS", 0.1)
+    client = frontend.post({"prompt": "a", "max_new_tokens": 300, "stream": stream})
+    while not client.pieces:
+        frontend.round()
+
+    def defect(*_):
+        raise KeyError("secret")
+
+    [live] = wing(service).live.values()
+    live.route = replace(live.route, whole=defect, piece=defect)
+    frontend.run()
+    assert b"error" in client.body and b"secret" not in client.body
+    settled(service)
+
+
+def test_over_grpc_a_sign_of_life_would_end_the_answer(service, monkeypatch):
+    monkeypatch.setattr(rounds, "SIGN_SECONDS", 0.1)
+    asked = frames.Request([("data", "", json.dumps({"prompt": "a", "max_new_tokens": 300}).encode())])
+    answered = frames.one_round(service, {"call": asked})
+    while not answered:
+        answered = frames.one_round(service, {"call": frames.Request([])})
+    assert json.loads(answered["call"].body)["output_token_count"] == 300
+
+
+def test_a_frontend_that_has_to_come_back_is_waited_for(service, frontend):
+    """It forgets no request before that has been answered with something (ContinuousBatching.java:105)."""
+    asked = frontend.post({"prompt": "a", "max_new_tokens": 300})
+    frontend.round()
+    assert not asked.pieces
+    time.sleep(2 * rounds.LOOK_SECONDS * rounds.SILENCE_LOOKS)
+    frontend.run()
+    assert asked.document["output_token_count"] == 300
 
 
 def test_what_nobody_waits_for_is_not_kept(service, frontend):
@@ -106,6 +168,8 @@ def test_others_are_let_in_when_all_have_left_a_full_memory(model):
     for client in left:
         frontend.leave(client)
     assert frontend.ask({"prompt": "a", "max_new_tokens": 2}).status == 200
+    frontend.run()
+    settled(service)
 
 
 @pytest.mark.parametrize("close", ["</tool_call>", " "])
@@ -113,7 +177,7 @@ def test_a_call_that_is_none_is_text(calling, close):
     """It is cut off by the cap, or it is no JSON."""
     service = calling(close)
     frontend = Frontend(service)
-    asked = {"messages": messages(PROMPTS[0]), "max_tokens": 200}
+    asked = {"messages": messages(PROMPTS[0]), "max_tokens": 200, "temperature": 0}
     whole = frontend.ask(asked, CHAT).document["choices"][0]
     assert "F" in whole["message"]["content"] and whole["finish_reason"] == "length"
     streamed = frontend.ask({**asked, "stream": True}, CHAT)

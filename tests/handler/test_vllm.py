@@ -22,6 +22,7 @@ from transformers import AutoTokenizer
 
 from handler.config import ConfigError, read_config
 from handler.errors import LoadError
+from handler.generation import rounds
 from handler.generation.guard import LOOK_SECONDS
 from handler.generation.vllm_arguments import read_arguments
 from handler.generation.vllm_engine import _choose_gpus
@@ -224,7 +225,9 @@ def test_logprobs_beyond_the_limit_cost_the_worker_nothing(service, frontend, mo
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_who_leaves_is_cancelled(service, frontend, stream):
+def test_who_leaves_is_cancelled(service, frontend, monkeypatch, stream):
+    monkeypatch.setattr(rounds, "SIGN_SECONDS", 0.0)
+
     def generated_tokens():
         return REGISTRY.get_sample_value("vllm:generation_tokens_total", {"engine": "0", "model_name": "tiny"})
 
@@ -340,7 +343,7 @@ def test_an_engine_that_is_killed_is_gone(service, frontend, monkeypatch):
         assert time.monotonic() < end
         frontend.round()
     assert client.status == 200 and "error" in client.events[-2] and client.done
-    wing(service)._last = math.inf  # its watch would end the process, which here is the tests'
+    wing(service)._silent = -math.inf  # its watch would end the process, which here is the tests'
 
 
 def test_a_worker_that_is_killed_while_it_loads_leaves_no_process():

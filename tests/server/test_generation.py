@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -25,6 +26,8 @@ from tests.support.serving import Serving, served
 pytestmark = pytest.mark.server
 
 NEW = 24
+LONG = 3000  # tokens of an answer that takes many seconds
+GAUGE_SECONDS = 1.0  # between two looks, of the handler at the engine
 FLAGS = ("--set=batchSize=32", "--set=handler.max_new_tokens=400", "--set=jobQueueSize=100")
 
 
@@ -38,6 +41,18 @@ def server(model, tmp_path_factory):
     store = tmp_path_factory.mktemp("store")
     archives.build_model(store, "chat", model, "text-generation", *FLAGS)
     with served(store, ["chat.mar"]) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def lasting(tmp_path_factory):
+    """A server of a model that goes on and on."""
+    store = tmp_path_factory.mktemp("lasting")
+    model = tiny_models.chatter(store / "model", positions=2 * LONG)
+    for path in (model / "config.json", model / "generation_config.json"):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token_id": None}))
+    archives.build_model(store, "chat", model, "text-generation", f"--set=handler.max_new_tokens={LONG}")
+    with served(store, ["chat.mar"], "--gateway") as running:
         yield running
 
 
@@ -133,6 +148,29 @@ def test_who_leaves_harms_nobody(server, wanted):
         answered = native(server, prompt=PROMPTS[0], max_new_tokens=NEW).json()
         assert answered["response"] == wanted[PROMPTS[0]]
     assert worker_pid(server) == before
+
+
+def until(holds, seconds=30.0):
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("gateway", [True, False])
+@pytest.mark.parametrize("stream", [True, False])
+def test_who_leaves_is_noticed_within_two_seconds(lasting, gateway, stream):
+    """All that was asked for would take many more."""
+    body = json.dumps({"prompt": "a", "max_new_tokens": LONG, "stream": stream}).encode()
+    head = f"POST /predictions/chat HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    port = lasting.port_base + (5 if gateway else 0)
+    left = [socket.create_connection(("127.0.0.1", port)) for _ in range(8)]
+    for connection in left:
+        connection.sendall(head + body)
+    until(lambda: metrics(lasting).get("HandlerLive") == 8)
+    for connection in left:
+        connection.close()
+    until(lambda: metrics(lasting)["HandlerRunning"] == 0, 2 + 2 * GAUGE_SECONDS)
 
 
 def test_a_worker_that_dies_answers_everybody_at_once(server):

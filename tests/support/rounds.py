@@ -25,6 +25,7 @@ class Client:
     sent: bool = False
     pieces: list[frames.Response] = field(default_factory=list)
     done: bool = False
+    gone: bool = False
 
     @property
     def status(self) -> int:
@@ -62,8 +63,8 @@ class Frontend:
         return client
 
     def leave(self, client: Client) -> None:
-        """Its connection is gone: it is in no round any more."""
-        self.live = {name: one for name, one in self.live.items() if one is not client}
+        """Its connection is gone, at which the frontend looks when its answer goes on."""
+        client.gone = True
 
     def round(self) -> None:
         """One round."""
@@ -80,7 +81,7 @@ class Frontend:
             assert follows or not client.pieces, "a stream is followed by a whole answer"
             client.pieces.append(piece)
             client.done = follows != "true"
-            if client.done:
+            if client.done or client.gone:
                 del self.live[name]
 
     def run(self, *clients: Client, seconds: float = 60) -> None:
