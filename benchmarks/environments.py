@@ -10,13 +10,15 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from archiver.errors import Refused
+
 ROOT = Path(__file__).resolve().parent.parent
 BENCH = ROOT / ".bench"
 PEERS = ROOT / "benchmarks" / "peers"
 INSTALL_SECONDS = 1800
 
 
-class Unavailable(Exception):
+class Unavailable(Refused):
     """Why a peer is left out, in one line."""
 
 
