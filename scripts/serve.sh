@@ -3,4 +3,4 @@
 set -euo pipefail
 source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/lib.sh"
 ensure_venv requirements.txt
-PYTHONPATH=$ROOT exec "$VENV/bin/python" -m serving "$@"
+PYTHONPATH=$ROOT exec "$VENV/bin/python" -P -m serving "$@"
