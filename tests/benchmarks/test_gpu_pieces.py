@@ -329,6 +329,14 @@ def test_a_kit_over_its_limit(capsys):
     assert not pack.judge({"java": 10, "torchserve": 11}, 20, ROOT)
 
 
+def test_a_directory_that_is_no_kit_is_not_replaced(tmp_path):
+    mine = tmp_path / "gpu" / "mine"
+    mine.mkdir(parents=True)
+    with pytest.raises(pack.CannotPack, match="is no kit"):
+        pack.pack("/no/jlink", mine.parent, tmp_path)
+    assert mine.exists()
+
+
 def test_without_jlink(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("JAVA_HOME", raising=False)
