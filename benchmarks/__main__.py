@@ -12,6 +12,7 @@ from pathlib import Path
 
 from archiver.ending import ended
 from benchmarks.environments import ROOT
+from benchmarks.processes import Failed
 
 ROOM = ROOT / "benchmarks"
 VERBS = {
@@ -100,7 +101,7 @@ def main() -> int:
 
 
 def measure(verb: str, flags: argparse.Namespace) -> None:
-    """One verb, from the first measurement to the table."""
+    """One verb, from the first measurement to the table. Raises Refused, also where ours has no figure in it."""
     from benchmarks import archive, closed_loop, encoder, gateway, machine, memory, options, overhead, report  # noqa: PLC0415
     from benchmarks.figures import Results  # noqa: PLC0415
     from benchmarks.generation import measure as generation  # noqa: PLC0415
@@ -142,6 +143,9 @@ def measure(verb: str, flags: argparse.Namespace) -> None:
     for path in report.write(results, folder, None if flags.results else ROOM / "README.md"):
         say(f"wrote {path.relative_to(ROOT) if path.is_relative_to(ROOT) else path}")
     say(f"{verb}: {(time.monotonic() - started) / 60:.1f} minutes")
+    for one in results.standings:
+        if one.candidate == "ours" and one.state != "measured":
+            raise Failed(f"ours has no figure at {one.task}: {one.note}")
 
 
 def say(line: str) -> None:

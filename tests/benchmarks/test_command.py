@@ -9,7 +9,8 @@ import signal
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import archive, machine
+from benchmarks import archive, machine, report
+from benchmarks.figures import Standing
 from benchmarks.processes import Failed
 
 
@@ -51,6 +52,17 @@ def test_what_cannot_be_measured_is_told_in_one_line(bench, capsys):
 
     assert bench(measure) == 1
     assert capsys.readouterr().err.splitlines()[-1] == "error: for this reason"
+
+
+@pytest.mark.parametrize(("state", "status"), [("measured", 0), ("wrong", 1), ("failed", 1)])
+def test_a_run_without_this_projects_own_figures_is_no_success(bench, monkeypatch, capsys, state, status):
+    def measure(megabytes, rounds, results, say):
+        results.stand(Standing("a task", "a peer", "failed", "it ended"))
+        results.stand(Standing("a task", "ours", state, "for this reason"))
+
+    monkeypatch.setattr(report, "write", lambda *_: [])
+    assert bench(measure) == status
+    assert ("error: ours has no figure at a task: for this reason" in capsys.readouterr().err) == bool(status)
 
 
 @pytest.mark.parametrize(
