@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import tempfile
 import time
@@ -20,6 +19,7 @@ import numpy as np
 from benchmarks.candidates.candidate import PYTHON
 from benchmarks.environments import ROOT
 from benchmarks.figures import Results
+from benchmarks.processes import Failed
 
 UPSTREAM, OURS = "torch-model-archiver default", "archiver zip-store"
 Say = Callable[[str], None]
@@ -34,23 +34,31 @@ def write_model(folder: Path, megabytes: int) -> None:
     draw = np.random.default_rng(0)
     with (folder / "model.safetensors").open("wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
-        for _ in range(megabytes // 10):
-            values = draw.standard_normal(5_000_000, dtype=np.float32) * 0.02
+        for _ in range(megabytes):
+            values = draw.standard_normal(500_000, dtype=np.float32) * 0.02
             file.write((values.view(np.uint32) >> 16).astype(np.uint16).tobytes())
 
 
 def timed(line: list[str], **environment: str) -> float:
-    """Seconds from start to end."""
+    """Seconds from start to end. Raises Failed."""
     started = time.perf_counter()
-    subprocess.run(
-        line, check=True, capture_output=True, env={**os.environ, **environment}, cwd=tempfile.gettempdir()
+    done = subprocess.run(
+        line,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        cwd=tempfile.gettempdir(),
+        check=False,
     )
+    if done.returncode:
+        raise Failed(f"{Path(line[0]).name} failed: {done.stderr.strip()[-200:]}")
     return time.perf_counter() - started
 
 
 def measure(megabytes: int, rounds: int, results: Results, say: Say) -> None:
-    """Builds in turns; megabytes is a multiple of 10."""
+    """Builds in turns."""
     times: dict[str, list[float]] = {UPSTREAM: [], OURS: []}
+    results.extra = {"megabytes": megabytes, "seconds": times}
     with tempfile.TemporaryDirectory(prefix="bench-") as private:
         place = Path(private)
         say(f"writing {megabytes} MB of weights")
@@ -68,5 +76,3 @@ def measure(megabytes: int, rounds: int, results: Results, say: Say) -> None:
             say(
                 f"[{number + 1}/{rounds}] " + ", ".join(f"{name} {took[-1]:.2f} s" for name, took in times.items())
             )
-        shutil.rmtree(place / "out")
-    results.extra = {"megabytes": megabytes, "seconds": times}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from benchmarks import ceiling
@@ -28,8 +28,8 @@ Item = TypeVar("Item")
 Say = Callable[[str], None]
 
 
-def measure(plan: Plan, tasks: Sequence[str], names: Sequence[str], results: Results, say: Say) -> Iterator[None]:
-    """Runs everything, and yields after each round, when the results can be kept."""
+def measure(plan: Plan, tasks: Sequence[str], names: Sequence[str], results: Results, say: Say) -> None:
+    """Runs everything."""
     sets = {name: text_set(name)[: plan.texts] for name in LENGTHS}
     turns = sum(name in names and task in theirs for task in tasks for name, theirs in _tasks_of().items())
     say(f"about {estimate(plan, turns, len(tasks)) / 60:.0f} minutes: {turns} candidates, {plan.rounds} rounds")
@@ -53,7 +53,6 @@ def measure(plan: Plan, tasks: Sequence[str], names: Sequence[str], results: Res
                 done = number * len(steps) + place + 1
                 say(f"[{done}/{plan.rounds * len(steps)}] {task}, round {number + 1}: {name}")
                 take(number)
-            yield
 
 
 class CeilingTurns:

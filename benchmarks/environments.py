@@ -1,4 +1,4 @@
-"""The peers' virtual environments, under .bench/: each has its own pins, and none touches the project's."""
+"""What is made once, under .bench/: the peers' environments, each with pins of its own and none the project's."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+from archiver.errors import Refused
 
 ROOT = Path(__file__).resolve().parent.parent
 BENCH = ROOT / ".bench"
@@ -16,7 +19,18 @@ PEERS = ROOT / "benchmarks" / "peers"
 INSTALL_SECONDS = 1800
 
 
-class Unavailable(Exception):
+def made_once(place: Path, make: Callable[[Path], object]) -> Path:
+    """A directory that `make` fills, unless it is there; where that is stopped halfway, it is not there."""
+    if not place.exists():
+        beside = place.with_suffix(".tmp")
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        make(beside)
+        beside.rename(place)
+    return place
+
+
+class Unavailable(Refused):
     """Why a peer is left out, in one line."""
 
 

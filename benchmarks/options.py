@@ -88,7 +88,7 @@ def measure(rounds: int, results: Results, say: Callable[[str], None]) -> None:
     """Both tasks; gain within each round, loss once."""
     texts = text_set("mixed")
     for task in (EMBED, CLASSIFY):
-        found: dict[str, dict[str, Any]] = {}
+        found = results.extra[task] = dict[str, dict[str, Any]]()
         with processes(task, found, say) as options:
             right = options[0].ask(answers, texts)
             for option in options:
@@ -102,7 +102,6 @@ def measure(rounds: int, results: Results, say: Callable[[str], None]) -> None:
                         f"[{number + 1}/{rounds}] {task}, {option.name}: {figures['rates'][-1]:.1f} texts/s, "
                         f"one text {figures['singles'][-1]:.1f} ms"
                     )
-        results.extra[task] = found
 
 
 def answers(pipe: pipeline.BatchPipeline, texts: Sequence[str]) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
@@ -14,7 +14,6 @@ from benchmarks.encoder import rotated
 from benchmarks.environments import BENCH, PEERS, ROOT
 from benchmarks.figures import Measurement, Results, Standing
 from benchmarks.processes import Failed, served
-from benchmarks.turns import Plan
 
 TASK = "nothing"
 CONNECTIONS = (1, 16, 64)
@@ -83,10 +82,10 @@ class Ours64(OursOne):
 CANDIDATES: tuple[type[Candidate], ...] = (Stock, Stock64, OursOne, Ours64)
 
 
-def measure(plan: Plan, results: Results, say: Callable[[str], None]) -> Iterator[None]:
-    """Runs all in turns, and yields after each round."""
-    turn = 12 + WARM_UP + len(CONNECTIONS) * (plan.seconds + 1)
-    say(f"about {plan.rounds * len(CANDIDATES) * turn / 60:.0f} minutes")
+def measure(rounds: int, seconds: float, results: Results, say: Callable[[str], None]) -> None:
+    """Runs all in turns; one that fails once is out."""
+    turn = 12 + WARM_UP + len(CONNECTIONS) * (seconds + 1)
+    say(f"about {rounds * len(CANDIDATES) * turn / 60:.0f} minutes")
     candidates = [candidate() for candidate in CANDIDATES]
     for candidate in candidates:
         store = _store(candidate)
@@ -94,25 +93,25 @@ def measure(plan: Plan, results: Results, say: Callable[[str], None]) -> Iterato
         candidate.prepare(Job(TASK, Path(), 0, store, store))
         results.candidates[candidate.name] = {"about": candidate.about, "repairs": []}
         results.stand(Standing(TASK, candidate.name))
-    for number in range(plan.rounds):
+    for number in range(rounds):
         for candidate in rotated(candidates, number):
-            say(f"round {number + 1} of {plan.rounds}: {candidate.name}")
+            say(f"round {number + 1} of {rounds}: {candidate.name}")
             try:
-                _take(candidate, number, plan, results, say)
+                _take(candidate, number, seconds, results, say)
             except (Failed, OSError) as err:
+                candidates.remove(candidate)
                 results.stand(Standing(TASK, candidate.name, "failed", str(err)))
                 say(f"    failed: {err}")
-        yield
 
 
-def _take(candidate: Candidate, number: int, plan: Plan, results: Results, say: Callable[[str], None]) -> None:
+def _take(candidate: Candidate, number: int, seconds: float, results: Results, say: Callable[[str], None]) -> None:
     with served(candidate, TASK, Path(), _store(candidate)) as job:
         bodies = job.scratch / "bodies.txt"
         bodies.write_text("{}\n")
         where = url(job.port, candidate.wires[TASK].path)
         closed_loop(where, bodies, 64, WARM_UP, lumps=False)
         for connections in CONNECTIONS:
-            load = closed_loop(where, bodies, connections, plan.seconds, lumps=False)
+            load = closed_loop(where, bodies, connections, seconds, lumps=False)
             results.measurements.append(Measurement(TASK, candidate.name, f"empty@{connections}", number, load))
             say(f"    {connections:3} connections {load.per_second:8.0f}/s  p50 {load.p50:.2f} ms")
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 
+from archiver.errors import Refused
 from benchmarks.candidates.candidate import Candidate, Job
 from benchmarks.environments import BENCH, ROOT
 from benchmarks.http_client import HOST
@@ -26,7 +27,7 @@ PORTS = 7  # in a row, for each server; two of them for a gateway
 OURS_ALONE = ("TS_", "PYTHON", "OMP_", "MKL_")  # what is set here for others must not change what a server does
 
 
-class Failed(Exception):
+class Failed(Refused):
     """Why a candidate cannot be measured, in one line."""
 
 

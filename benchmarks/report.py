@@ -176,6 +176,10 @@ def _overhead(results: Results) -> Iterator[str]:
     cells = ("empty@1", "empty@16", "empty@64")
     stock, rows = results.values("nothing", "stock", "empty@64"), []
     for name in results.candidates:
+        standing = results.standing("nothing", name)
+        if standing and standing.state != "measured":
+            rows.append([name, standing.note, *[""] * 4])
+            continue
         found = [results.values("nothing", name, cell) for cell in cells]
         times = spread(ratios(found[-1], stock), 2)
         late = spread(list(results.values("nothing", name, "empty@64", "p99").values()))

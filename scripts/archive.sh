@@ -2,7 +2,7 @@
 # Builds an archive for TorchServe: scripts/archive.sh recipes/sentiment, or --help for the rest.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
-source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/lib.sh"
 
 # -P: the working directory is the user's, and a module that lies there is not ours.
 export PYTHONPATH=$ROOT

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Lint, types and shell scripts, without the tests.
 set -euo pipefail
-source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/lib.sh"
 case "${1:-}" in -h | --help)
   echo "usage: scripts/check.sh    ruff, mypy --strict and shellcheck over the repository"
   exit ;;

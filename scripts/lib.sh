@@ -1,7 +1,7 @@
 # Shared by the scripts, sourced: where the repository is, and its virtual environment.
 # shellcheck shell=bash
 
-ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+ROOT=$(dirname "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")") # not by cd, which prints where CDPATH is exported
 VENV=$ROOT/.venv
 
 say() { printf '%s\n' "$*" >&2; }
@@ -12,7 +12,7 @@ die() {
 
 find_python() {
   local candidate
-  for candidate in ${PYTHON:-} python3.11 python3.12 python3; do
+  for candidate in ${PYTHON:+"$PYTHON"} python3.11 python3.12 python3; do
     if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; then
       command -v "$candidate"
       return

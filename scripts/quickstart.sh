@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From nothing to served answers; see --help.
 set -euo pipefail
-source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/lib.sh"
 ensure_venv requirements.txt
-PYTHONPATH=$ROOT exec "$VENV/bin/python" -m serving.quickstart "$@"
+PYTHONPATH=$ROOT exec "$VENV/bin/python" -P -m serving.quickstart "$@"

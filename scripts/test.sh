@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Sets up, checks and runs all tests; arguments go to pytest.
 set -euo pipefail
-source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/lib.sh"
 case "${1:-}" in -h | --help)
   echo "usage: scripts/test.sh [PYTEST ARGUMENT…]    scripts/check.sh, then pytest; -m 'not server' leaves Java out"
   exit ;;

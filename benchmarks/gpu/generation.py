@@ -48,6 +48,7 @@ class Generation:
     place: Path  # for the models and archives
     tokenizer: Path
     say: Callable[[str], None]
+    in_time: Callable[[str], bool]  # whether this may still begin
 
     def greedy(self) -> Iterator[Greedy]:
         """Whether answers in float32 are those of `generate`, one by one and many at once. Raises Failed."""
@@ -59,6 +60,8 @@ class Generation:
         with ExitStack() as stack:
             job = self._serve(stack, ours, small)
             for connections in AT_ONCE:
+                if not self.in_time(f"greedy answers, {connections} at once"):
+                    return
                 found = answers(job.port, ours.wires[TASK].path, chosen, connections, tokens)
                 equal = sum(one == other for one, other in zip(found, expected, strict=True))
                 yield Greedy("float32", tokens, connections, len(chosen), equal)
@@ -66,6 +69,8 @@ class Generation:
     def streams(self) -> Iterator[Streams | Leaks | int]:
         """The model's parameters, both servers in turns, and then a thousand streams. Raises Failed."""
         settings = self.settings
+        if not self.in_time("generation beside transformers serve"):
+            return
         self.say("generation: making the large model")
         large, parameters = self._model(
             "large", TINY if settings.small else BILLIONS, getattr(torch, settings.dtype)
@@ -86,6 +91,8 @@ class Generation:
                 rate, first = figures.tokens_per_second, 1e3 * statistics.median(figures.first)
                 self.say(f"  [{number + 1}/{rounds}] {each.name}: {rate:.0f} tokens/s, first {first:.0f} ms")
                 yield Streams(each.name, settings.dtype, number, rate, first)
+        if not self.in_time("streams of which a third is left"):
+            return
         with ExitStack() as stack:
             job = self._serve(stack, ours, large)
             before = machine.gpu_memory()

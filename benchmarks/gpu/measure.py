@@ -18,6 +18,7 @@ from benchmarks.gpu.models import MAX_TOKENS, Deployment
 from benchmarks.gpu.report import BareSpeed, Correctness, Latency, ServedSpeed
 from benchmarks.gpu.server import Server
 from benchmarks.gpu.settings import CORRECTNESS, COSINE, LATENCY, LENGTHS, TOLERANCE, Settings
+from benchmarks.processes import Failed
 
 REQUESTS_PER_CONNECTION = 2  # sent in turn, so that requests that wait together are never the same
 BARE_SECONDS = 2.0  # of each budget
@@ -133,7 +134,7 @@ def separation(vectors: Vectors) -> float:
 
 
 def ask(server: Server, model: str, chosen: Sequence[str]) -> Vectors:
-    """The vectors of these texts, over HTTP."""
+    """The vectors of these texts, over HTTP. Raises Failed."""
     connection = http.client.HTTPConnection(*server.host_port, timeout=300)
     try:
         body = json.dumps({"texts": list(chosen)}).encode()
@@ -141,7 +142,7 @@ def ask(server: Server, model: str, chosen: Sequence[str]) -> Vectors:
         response = connection.getresponse()
         answer = response.read()
         if response.status != 200:
-            raise RuntimeError(f"{model} answered {response.status}: {answer[:300]!r}")
+            raise Failed(f"{model} answered {response.status}: {answer[:300]!r}")
         return np.asarray(json.loads(answer)["embeddings"], np.float32)
     finally:
         connection.close()
@@ -214,9 +215,8 @@ def _drive(
     before, started = server.steps(deployment.name), time.perf_counter()
     seen = load.run(wanted, processes, server.temp)
     taken = time.perf_counter() - started
-    time.sleep(
-        0.5
-    )  # a batch's metrics are lines of the worker's output, which the frontend reads after the answer
+    # A batch's metrics are lines of the worker's output, which the frontend reads after the answer.
+    time.sleep(0.5)
     after = server.steps(deployment.name)
     spent = {step: after[step] - before[step] for step in after}
     return seen, shares(spent, deployment.workers * (taken - load.START))

@@ -15,15 +15,12 @@ import torch
 from transformers import BertConfig, BertModel
 
 from benchmarks.gpu.settings import TOKENIZER_FILES, Architecture
+from benchmarks.processes import Failed
 
 ROOT = Path(__file__).resolve().parents[2]
 VOCABULARY = 30522
 MAX_TOKENS = 512
 SPREAD = 0.05  # of the weights; with BERT's own 0.02, untrained, all texts would come out much alike
-
-
-class CannotBuild(Exception):
-    """The archiver's own words."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +71,7 @@ def build_all(
         parallel: archives at a time.
 
     Raises:
-        CannotBuild: what the archiver said.
+        Failed: what the archiver said.
     """
     store.mkdir(exist_ok=True)
     with ThreadPoolExecutor(parallel) as threads:
@@ -97,4 +94,4 @@ def _build(deployment: Deployment, models: Path, store: Path, settings: Sequence
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(line, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
-        raise CannotBuild(f"{deployment.name}: {done.stderr.strip()}")
+        raise Failed(f"{deployment.name}: {done.stderr.strip()}")

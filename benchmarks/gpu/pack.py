@@ -124,7 +124,13 @@ def find_jlink(told: Path | None) -> str:
 
 
 def pack(jlink: str, kit: Path, wheels: Path) -> dict[str, int]:
-    """Makes every part beside the kit and then puts the kit in place; part -> its size."""
+    """Makes every part beside the kit and then puts the kit in place; part -> its size.
+
+    Raises:
+        CannotPack: something is missing, or what stands in the kit's place is none.
+    """
+    if kit.exists() and {path.name for path in kit.iterdir()} - {f"{part}.tar.xz" for part in KIT_PARTS}:
+        raise CannotPack(f"{kit} is no kit, and would be removed")
     wheels.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="kit-", dir=kit.parent) as private:
         stage, out = Path(private, "stage"), Path(private, "out")

@@ -118,7 +118,7 @@ class Leaks:
     def passed(self) -> bool:
         """Whether the worker did not grow, and its engine holds nothing."""
         grown = self.growth["worker"]
-        return grown["bytes"] <= grown["allowed"] and self.held["HandlerCacheUsed"] <= 0
+        return grown["bytes"] <= grown["allowed"] and self.held["HandlerCacheUsed"] == 0
 
 
 @dataclass

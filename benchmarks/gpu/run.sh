@@ -2,7 +2,7 @@
 # Runs the benchmark with the kit of benchmarks.gpu.pack: needs Python 3.11 or 3.12, torch and transformers, and
 # neither a network nor Java nor TorchServe. Arguments go to the driver; --help lists them.
 set -euo pipefail
-ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+ROOT=$(readlink -f "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../..")
 KIT=${GPU_KIT:-$ROOT/.bench/gpu-kit}
 place=$(mktemp -d "${TMPDIR:-/tmp}/gpu-kit-XXXXXX")
 trap 'rm -rf "$place"' EXIT

@@ -59,7 +59,7 @@ class Run:
                 self._speed(model)
 
     def _generation(self) -> None:
-        wanted = Generation(self.settings, self.place, self.tokenizer, self.say)
+        wanted = Generation(self.settings, self.place, self.tokenizer, self.say, self._in_time)
         for found in chain(wanted.greedy(), wanted.streams()):
             self.report.generation.note(found)
             self.report.workers_on.append(self.settings.device)  # else there is nothing to note

@@ -15,6 +15,7 @@ from types import TracebackType
 import psutil
 
 from benchmarks.gpu.models import ROOT, Deployment
+from benchmarks.processes import Failed
 from client import ManagementClient, MetricsClient, NotReachable, NotReady
 from serving.ports import free_ports
 
@@ -22,10 +23,6 @@ READY_SECONDS = 300.0
 STOP_SECONDS = 90.0
 SERVED_ON = re.compile(r"serving feature-extraction on (\S+) with")
 STEPS = ("parse", "encode", "forward", "decode", "write")
-
-
-class ServerFailed(RuntimeError):
-    """The server did not do what is measured; the end of its output says why."""
 
 
 class Server:
@@ -74,11 +71,6 @@ class Server:
     def devices(self) -> list[str]:
         """The device that each worker said it computes on."""
         return SERVED_ON.findall(self.output())
-
-    def pids(self) -> list[int]:
-        """The workers' process ids."""
-        with ManagementClient(f"http://127.0.0.1:{self.port_base + 1}") as client:
-            return [worker.pid for model in client.models() for worker in model.workers]
 
     def steps(self, name: str) -> dict[str, float]:
         """Seconds that a model's workers have spent in each of the handler's steps so far."""
@@ -151,5 +143,6 @@ class Server:
         if wrong or len(self.devices()) < expected:
             raise self._failed(f"{expected} workers on {self.device} were expected, they said {self.devices()}")
 
-    def _failed(self, reason: str) -> ServerFailed:
-        return ServerFailed("\n".join([reason, *self.output().splitlines()[-30:]]))
+    def _failed(self, reason: str) -> Failed:
+        """With the end of the server's output, which says why."""
+        return Failed("\n".join([reason, *self.output().splitlines()[-30:]]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 import transformers
 from diffusers.pipelines.flux2.system_messages import SYSTEM_MESSAGE
 
-from benchmarks.environments import BENCH
+from benchmarks.environments import BENCH, made_once
 from benchmarks.texts import sentence
 
 TASK = "prompt-encoding"
@@ -62,13 +61,7 @@ WIDE = Shape("wide", 5120, 4, 32, 8, 1024, (1, 2, 3))
 
 def directory(shape: Shape) -> Path:
     """The model's directory, made once."""
-    place = BENCH / "models" / f"prompt-{shape.name}"
-    if not (place / "model.safetensors").is_file():
-        beside = place.with_suffix(".tmp")
-        shutil.rmtree(beside, ignore_errors=True)
-        make(shape, beside)
-        beside.rename(place)
-    return place
+    return made_once(BENCH / "models" / f"prompt-{shape.name}", lambda place: make(shape, place))
 
 
 def make(shape: Shape, place: Path) -> None:

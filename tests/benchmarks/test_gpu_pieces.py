@@ -10,18 +10,22 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks.gpu import bare, load, measure, pack, texts, unpack
+from benchmarks.gpu import __main__ as command
+from benchmarks.gpu import bare, generation, load, measure, pack, texts, unpack
 from benchmarks.gpu.__main__ import make_settings, read_arguments
 from benchmarks.gpu.machine import Machine
 from benchmarks.gpu.models import Deployment
 from benchmarks.gpu.report import Correctness, Generated, Greedy, Leaks, Report, ServedSpeed, Streams
-from benchmarks.gpu.server import Server, ServerFailed
+from benchmarks.gpu.server import Server
 from benchmarks.gpu.settings import MODELS, PARTS, Words
+from benchmarks.processes import Failed
+from client import ClientError
 from tests.support.listening import Quiet, listening
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -126,6 +130,27 @@ def test_cuda_where_there_is_none():
         make_settings(read_arguments(["--output", "out", "--device", "cuda"]))
 
 
+@pytest.mark.parametrize("error", [Failed("minilm answered 500"), ClientError("nobody"), RuntimeError("CUDA")])
+def test_what_could_not_be_measured_is_no_wrong_answer(monkeypatch, tmp_path, capsys, error):
+    monkeypatch.setattr(command, "ended", lambda work, say: work())
+    monkeypatch.setattr(command.machine, "look", lambda: MACHINE)
+    monkeypatch.setattr(command.Run, "everything", Mock(side_effect=error))
+    assert command.main(["--output", str(tmp_path / "out"), "--device", "cpu", "--small"]) == 2
+    assert str(error) in capsys.readouterr().err and (tmp_path / "out" / "gpu.json").exists()
+
+
+def test_no_measurement_of_generation_is_begun_too_late(monkeypatch, tmp_path):
+    left = ["one at once"]
+    wanted = generation.Generation(
+        settings("--small"), tmp_path, tmp_path, lambda line: None, lambda what: bool(left and left.pop())
+    )
+    for name, found in (("make", 1), ("generate", []), ("answers", [])):
+        monkeypatch.setattr(generation, name, Mock(return_value=found))
+    monkeypatch.setattr(generation.Generation, "_serve", Mock())
+    assert [each.connections for each in wanted.greedy()] == [1]
+    assert list(wanted.streams()) == []
+
+
 # -- where the workers compute
 
 
@@ -134,7 +159,7 @@ def test_a_worker_on_another_device_is_an_error(tmp_path):
     server.log.write_text("INFO MODEL_LOG serving feature-extraction on cuda:0 with 2 CPU threads\n")
     server._check_device()
     server.log.write_text("INFO MODEL_LOG serving feature-extraction on cpu with 2 CPU threads\n")
-    with pytest.raises(ServerFailed, match=r"on cuda were expected.*'cpu'"):
+    with pytest.raises(Failed, match=r"on cuda were expected.*'cpu'"):
         server._check_device()
 
 
@@ -247,7 +272,7 @@ def test_generation_passes_and_is_told_round_by_round():
     assert "| float32 | 64 | 4 | 16 of 16 |" in made.markdown()
 
 
-@pytest.mark.parametrize("wrong", [{"equal": 15}, {"grown": 3.0}, {"used": 0.1}])
+@pytest.mark.parametrize("wrong", [{"equal": 15}, {"grown": 3.0}, {"used": 0.1}, {"used": -1.0}])  # -1: not told
 def test_generation_that_does_not_pass(wrong):
     assert not report(generation=generated(**wrong)).passed
 
@@ -302,6 +327,14 @@ def test_a_jar_keeps_its_content(tmp_path):
 def test_a_kit_over_its_limit(capsys):
     assert pack.judge({"java": 10, "torchserve": 10}, 20, ROOT)
     assert not pack.judge({"java": 10, "torchserve": 11}, 20, ROOT)
+
+
+def test_a_directory_that_is_no_kit_is_not_replaced(tmp_path):
+    mine = tmp_path / "gpu" / "mine"
+    mine.mkdir(parents=True)
+    with pytest.raises(pack.CannotPack, match="is no kit"):
+        pack.pack("/no/jlink", mine.parent, tmp_path)
+    assert mine.exists()
 
 
 def test_without_jlink(monkeypatch, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from benchmarks.closed_loop import rate, read
 from benchmarks.gateway import spoiled
+from benchmarks.generation.streams import stream
 from benchmarks.http_client import Reply, ask_all, each_once, post
 from benchmarks.open_loop import LADDER, arrivals, find_knee, keeps_up, load
 from benchmarks.processes import Failed
@@ -112,3 +114,24 @@ def test_what_is_malformed_is_still_framed_as_http():
     for request in made[0]:
         head, _, body = request.partition(b"\r\n\r\n")
         assert head.startswith(b"POST /") and f"Content-Length: {len(body)}".encode() in head.split(b"\r\n")
+
+
+@pytest.mark.parametrize("content", ["", "a"])
+def test_a_stream_without_text_is_no_fast_one(content):
+    async def answer(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        for delta, reason in (({"content": content}, None), ({}, "length")):
+            event = json.dumps({"choices": [{"delta": delta, "finish_reason": reason}]})
+            writer.write(f"data: {event}\n\n".encode())
+        await writer.drain()
+        writer.close()
+
+    async def ask():
+        async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+            return await stream(server.sockets[0].getsockname()[1], "/", b"")
+
+    if content:
+        assert asyncio.run(ask()) > 0
+    else:
+        with pytest.raises(Failed, match="without text"):
+            asyncio.run(ask())

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks import figures, goals, report
+from benchmarks import figures, goals, overhead, report
+from benchmarks.__main__ import VERBS
 from benchmarks.figures import Load, Measurement, Results, Standing
+from benchmarks.processes import Failed
 
 TASK = "text-classification"
 RATES = {"ceiling": 100.0, "ours": 92.0, "triton": 41.0, "fastapi-batched": 50.0}
@@ -71,5 +73,25 @@ def test_only_what_stands_between_the_markers_is_rewritten():
 
 def test_the_readme_has_a_place_for_every_verb():
     page = (report.CHART.parent / "README.md").read_text()
-    for verb in ("encoder", "overhead", "memory", "archive"):
-        report.between_markers(page, verb, "")
+    for verb in VERBS:
+        assert f"scripts/bench.sh {verb} " in page or verb == "all"
+        if verb != "all":
+            report.between_markers(page, verb, "")
+
+
+def test_a_server_that_failed_once_has_no_figure_and_says_why(monkeypatch, tmp_path):
+    def take(candidate, number, seconds, results, say):
+        if (candidate.name, number) == ("stock", 0):
+            raise Failed("it ended")
+        for connections in overhead.CONNECTIONS:
+            cell, load = f"empty@{connections}", Load(100.0, 1, 1, 1, 2, 600, 0)
+            results.measurements.append(Measurement("nothing", candidate.name, cell, number, load))
+
+    monkeypatch.setattr(overhead, "BENCH", tmp_path)
+    monkeypatch.setattr(overhead.Stock, "prepare", lambda self, job: None)
+    monkeypatch.setattr(overhead, "_take", take)
+    found = Results("overhead", "2026-01-02", run().machine, {})
+    overhead.measure(2, 1, found, lambda line: None)
+    told = report.markdown(found, None)
+    assert "| stock | it ended |  |" in told and "over stock TorchServe | ≥ 3 | - | not measured |" in told
+    assert found.values("nothing", "ours", "empty@64") == {0: 100.0, 1: 100.0}

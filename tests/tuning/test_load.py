@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import suppress
+from types import SimpleNamespace
 
 import pytest
 
 from tests.support.listening import Quiet, listening
 from tuning import load
+from tuning.server import load as drive_apart
 
 
 @pytest.fixture
@@ -20,6 +23,7 @@ def server():
 
         def do_POST(self):
             received.append(self.rfile.read(int(self.headers["content-length"])))
+            time.sleep(0.3 if received[-1] == b"slow" else 0)
             body = b'{"error": {"message": "too many"}}'
             self.send_response(statuses.pop(0) if statuses else 200)
             self.send_header("content-length", str(len(body)))
@@ -33,8 +37,14 @@ def server():
 
 
 def drive(port, connections=3, seconds=0.2):
-    job = {"port": port, "model": "m", "bodies": ["ä", "b"], "connections": connections, "seconds": seconds}
-    return asyncio.run(load.drive(job))
+    job = {"port": port, "model": "m", "bodies": ["ä", "b"], "connections": connections}
+    return asyncio.run(load.drive({**job, "seconds": seconds, "most": 6 * seconds}))
+
+
+def test_a_slow_server_is_warmed_up_as_long_as_it_is_measured(server, tmp_path):
+    """Else every setting of a large model would be void, however many --seconds were asked for."""
+    wanted = SimpleNamespace(recipe=SimpleNamespace(name="m"), bodies=["slow"], temp=tmp_path, seconds=1.0)
+    assert drive_apart(wanted, server[0], 3, 0.1).p50 >= 0.3
 
 
 def test_every_body_is_sent_and_answers_are_counted(server):
