@@ -184,10 +184,15 @@ def triton_request(**more):
     return frames.post(bytes(body), "application/octet-stream", **{HEADER: str(length)})
 
 
-def test_tritons_words_about_its_queue_and_its_sequences(services):
+def test_words_of_triton_and_mlserver_about_themselves(services):
     service = services["text-classification"]
     plain, hinted = frames.predict(service, [triton_request(), triton_request(priority=1, timeout=1000)])
     assert plain.status == 200 and hinted.body == plain.body
+    # MLServer 1.7.1's StringRequestCodec.encode_request
+    hint = {"content_type": "str"}
+    tensor = {"name": "text", "shape": [1, 1], "datatype": "BYTES", "parameters": hint, "data": ["a"]}
+    answered = good(service, frames.ask({"parameters": hint, "inputs": [tensor]}))
+    assert answered == good(service, frames.ask({"inputs": [spoken.text_tensor("text", ["a"])]}))
     status, refused = ask(service, triton_request(sequence_id=5, sequence_start=True))
     assert status == 422 and refused["error"].startswith("parameters: sequences are not offered")
 
