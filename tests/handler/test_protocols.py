@@ -613,6 +613,17 @@ def test_words_of_other_protocols_are_only_words(services):
         assert good(service, frames.post(text.encode(), "text/plain")) == good(service, frames.ask(text=text))
 
 
+def test_a_path_that_is_none_is_not_answered_as_if_it_were(services):
+    for path, document in (
+        ("v1/chat/completions", {"text": "a"}),
+        ("v1/rerank", {"inputs": "a"}),
+        ("x", {"instances": ["a"]}),
+    ):
+        request = frames.post(json.dumps(document).encode(), url_path=path)
+        status, answered = ask(services["text-classification"], request)
+        assert status == 404 and answered["error"]["message"].startswith("there is no such path; expected v2/")
+
+
 # -- any bytes, over anything
 
 LEAVES = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=8)
