@@ -535,7 +535,7 @@ def test_a_body_over_the_limit_is_refused_in_its_protocols_shape(services, docum
         ({"instances": ["a"], "parameters": []}, "parameters: expected an object"),
         ({"instances": ["a"], "signature": 1}, "signature: unknown key"),
         ({"inputs": None}, "inputs[0]: expected a string|inputs: expected a string"),
-        ({"inputs": ["a"], "options": {}}, "options: unknown key"),
+        ({"inputs": ["a"], "option": {}}, "option: unknown key"),
         ({"inputs": [{"datatype": "BYTES"}]}, "inputs[0].name"),
         ({"inputs": [{"name": "x", "datatype": "BF16"}]}, "inputs[0].datatype"),
         ({"inputs": [{"name": "x", "datatype": "INT8", "shape": [1], "data": [300]}]}, "values of INT8"),
