@@ -142,7 +142,8 @@ def _read_ids(found: object, where: str, vocabulary: Vocabulary) -> TextItem:
     if len(found.ids) > vocabulary.most:
         raise TooLarge(f"{where}: {len(found.ids)} tokens; the limit is {vocabulary.most}")
     if not 0 <= min(found.ids) <= max(found.ids) < vocabulary.size:
-        raise InvalidRequest(f"{where}: expected ids from 0 to {vocabulary.size - 1}")
+        highest = vocabulary.size - 1
+        raise InvalidRequest(f"{where}: expected ids from 0 to {highest}, of this model's own tokenizer")
     if found.types is not None and not 0 <= min(found.types) <= max(found.types) < vocabulary.types:
         kinds = f"from 0 to {vocabulary.types - 1}" if vocabulary.types else "none: the model has no token types"
         raise InvalidRequest(f"{where}: token_type_ids: expected {kinds}")

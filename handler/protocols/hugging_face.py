@@ -24,13 +24,16 @@ EMBEDDING_KEYS = (
     *("normalize", "dimensions", "truncate"),
     *("prompt_name", "truncation_direction", "encoding_format"),
 )
+# The Hub's `options`, about its own queue, cache and machines: nothing here changes by them.
+HINTS = ("wait_for_model", "use_cache", "use_gpu")
 ONLY = {"truncation_direction": "right", "encoding_format": "float"}  # what they may say here
 
 
 def read(message: Message, document: Any, model: Model) -> Call:
     """A message to a call. Raises InvalidRequest."""
     beside = EMBEDDING_KEYS if model.embeds else ()
-    check_keys(document, ("inputs", "parameters", *beside))
+    check_keys(document, ("inputs", "parameters", "options", *beside))
+    check_keys(read_mapping("options", document.get("options")), HINTS)
     inputs = document["inputs"]
     parameters = _parameters(document, beside)
     if isinstance(inputs, dict):

@@ -24,7 +24,8 @@ from handler.wire import JSON, OPEN_INFERENCE_GRPC, RAW, Message, Reply
 IDS, MASK, TYPES = "input_ids", "attention_mask", "token_type_ids"
 HEADER = "Inference-Header-Content-Length"
 NUMBER_BYTES = 4  # of an output's: the protocol's JSON has no half types, so these go out as FP32
-HINTS = ("priority", "timeout")  # Triton's, about its own queue: nothing here changes by them
+# Triton's about its own queue, and MLServer's about its own codecs: nothing here changes by them.
+HINTS = ("priority", "timeout", "content_type")
 SEQUENCE = ("sequence_id", "sequence_start", "sequence_end")  # Triton's, of models that remember
 PLATFORM = "transformers_torchserve"
 

@@ -3,7 +3,7 @@
 | what tells | protocol |
 | --- | --- |
 | TorchServe's Open Inference gRPC, or the header `Inference-Header-Content-Length` | open-inference |
-| the path `v2/infer`, `v2/metadata`, `v1/embeddings`, `v1/models` or `v1/hub` | that one |
+| the path `v2/infer`, `v2/metadata`, `v1/embeddings`, `v1/models` or `v1/hub` | that one; any other gets 404 |
 | the key `instances` | kserve-v1, Vertex AI |
 | the key `inputs`, a list of objects with a `datatype` | open-inference |
 | the key `inputs` | hugging-face |
@@ -19,6 +19,7 @@ from typing import Any
 
 import orjson
 
+from handler.errors import NotOffered
 from handler.protocols.hugging_face import HUB, HUGGING_FACE
 from handler.protocols.kserve_v1 import KSERVE_V1
 from handler.protocols.native import NATIVE, is_json
@@ -54,11 +55,17 @@ class Spoken:
 
 
 def find(message: Message, model: Model) -> Spoken:
-    """The protocol that a message speaks. Whether it speaks it well is for the protocol to say."""
+    """The protocol that a message speaks. Whether it speaks it well is for the protocol to say.
+
+    Raises:
+        NotOffered: its path is none of ours.
+    """
     if message.transport == OPEN_INFERENCE_GRPC or message.json_length:
         return Spoken(OPEN_INFERENCE, message)
-    if message.path and (protocol := PATHS.get(message.path.strip("/"))):
-        return Spoken(protocol, message)
+    if path := message.path.strip("/"):
+        if path not in PATHS:
+            raise NotOffered(f"there is no such path; expected {', '.join(PATHS)}, or none")
+        return Spoken(PATHS[path], message)
     # A task's own field may be called as another protocol's key.
     keys = [key for key, word in WORDS.items() if word in message.body and key not in model.names]
     if keys and len(message.body) > model.max_body_bytes and is_json(message):  # only refused, in its shape

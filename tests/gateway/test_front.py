@@ -15,10 +15,13 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import grpc
+import numpy as np
 import pytest
 import requests
+import tritonclient.http as triton
 from tritonclient.grpc import service_pb2 as messages
 from tritonclient.grpc import service_pb2_grpc as services
+from tritonclient.utils import InferenceServerException
 
 from serving.gateway import haproxy, keys, render
 from serving.ports import free_ports
@@ -105,7 +108,8 @@ def test_allow_names_every_method_of_a_path(plain, method, path, allowed):
 
 
 def test_the_root_answers_as_readiness_does(plain):
-    assert plain.get("/").json() == {"status": "ready", "ready": True}
+    # kserve 0.21's InferenceRESTClient.is_server_live reads `status`, and takes nothing but `alive`.
+    assert plain.get("/").json() == {"status": "alive", "ready": True}
     assert plain.post("/").status_code == 200
 
 
@@ -246,6 +250,32 @@ def test_a_model_that_was_loaded_has_a_bound_too(monkeypatch):
     assert set(statuses) == {200, 503} and statuses[503] >= 3
     refused = next(one.result() for one in asked if one.result().status_code == 503)
     assert refused.headers["Retry-After"] == "1"
+
+
+def test_errors_are_strings_where_kserves_second_protocol_has_them(tmp_path):
+    """The exception of tritonclient cannot be printed where it was given anything else."""
+    token, line = keys.new("ann", "inference")
+    (tmp_path / "keys").write_text(f"{line}\n")
+    told = {"models": {"tiny": {"seconds": 1}}, "keys": str(tmp_path / "keys")}
+    text = triton.InferInput("text", [1], "BYTES")
+    text.set_data_from_numpy(np.array(["a"], object))
+    with front(told) as running, triton.InferenceServerClient(f"127.0.0.1:{running.port}") as client:
+
+        def asked(ask, says):
+            with pytest.raises(InferenceServerException) as refused:
+                ask({"Authorization": f"Bearer {token}"})
+            assert str(refused.value) == says
+
+        asked(lambda ann: client.get_server_metadata(), "[401] expected Authorization: Bearer and a key")
+        asked(lambda ann: client.infer("other", [text], headers=ann), "[404] no such model is served")
+        asked(lambda ann: client.get_model_config("tiny", headers=ann), "[404] there is no such path")
+        running.behind["local"].wait = 2
+        asked(lambda ann: client.infer("tiny", [text], headers=ann), "[504] the server did not answer in time")
+        running.behind["local"].ready = False
+        wait_for(lambda: running.get("/health").status_code == 503)
+        asked(lambda ann: client.infer("tiny", [text], headers=ann), "[503] no server can take this now")
+        refused = running.post(headers={"Authorization": f"Bearer {token}"})
+        assert refused.json()["error"]["message"] == "no server can take this now"
 
 
 # -- gRPC

@@ -184,10 +184,15 @@ def triton_request(**more):
     return frames.post(bytes(body), "application/octet-stream", **{HEADER: str(length)})
 
 
-def test_tritons_words_about_its_queue_and_its_sequences(services):
+def test_words_of_triton_and_mlserver_about_themselves(services):
     service = services["text-classification"]
     plain, hinted = frames.predict(service, [triton_request(), triton_request(priority=1, timeout=1000)])
     assert plain.status == 200 and hinted.body == plain.body
+    # MLServer 1.7.1's StringRequestCodec.encode_request
+    hint = {"content_type": "str"}
+    tensor = {"name": "text", "shape": [1, 1], "datatype": "BYTES", "parameters": hint, "data": ["a"]}
+    answered = good(service, frames.ask({"parameters": hint, "inputs": [tensor]}))
+    assert answered == good(service, frames.ask({"inputs": [spoken.text_tensor("text", ["a"])]}))
     status, refused = ask(service, triton_request(sequence_id=5, sequence_start=True))
     assert status == 422 and refused["error"].startswith("parameters: sequences are not offered")
 
@@ -318,7 +323,7 @@ def test_a_model_that_embeds_nothing_has_no_openai_protocol(services):
         ({"inputs": "a"}, 400, "input"),
         ({"input": []}, 400, "at least one"),
         ({"input": [[]]}, 400, "expected a string"),
-        ({"input": [[10**9]]}, 400, "expected ids from 0"),
+        ({"input": [[64, 11364, 3446]]}, 400, "of this model's own tokenizer"),  # LangChain's, by cl100k_base
         ({"input": ["a"] * 33}, 413, "the limit is 32"),
     ],
 )
@@ -530,7 +535,7 @@ def test_a_body_over_the_limit_is_refused_in_its_protocols_shape(services, docum
         ({"instances": ["a"], "parameters": []}, "parameters: expected an object"),
         ({"instances": ["a"], "signature": 1}, "signature: unknown key"),
         ({"inputs": None}, "inputs[0]: expected a string|inputs: expected a string"),
-        ({"inputs": ["a"], "options": {}}, "options: unknown key"),
+        ({"inputs": ["a"], "option": {}}, "option: unknown key"),
         ({"inputs": [{"datatype": "BYTES"}]}, "inputs[0].name"),
         ({"inputs": [{"name": "x", "datatype": "BF16"}]}, "inputs[0].datatype"),
         ({"inputs": [{"name": "x", "datatype": "INT8", "shape": [1], "data": [300]}]}, "values of INT8"),
@@ -606,6 +611,17 @@ def test_words_of_other_protocols_are_only_words(services):
     for text in ('{"inputs": "a"}', '{"instances": ["a"]}'):
         assert good(service, frames.ask(text=text)).keys() >= {"prediction"}
         assert good(service, frames.post(text.encode(), "text/plain")) == good(service, frames.ask(text=text))
+
+
+def test_a_path_that_is_none_is_not_answered_as_if_it_were(services):
+    for path, document in (
+        ("v1/chat/completions", {"text": "a"}),
+        ("v1/rerank", {"inputs": "a"}),
+        ("x", {"instances": ["a"]}),
+    ):
+        request = frames.post(json.dumps(document).encode(), url_path=path)
+        status, answered = ask(services["text-classification"], request)
+        assert status == 404 and answered["error"]["message"].startswith("there is no such path; expected v2/")
 
 
 # -- any bytes, over anything

@@ -125,13 +125,22 @@ def test_feature_extraction(services, client):
         ({"encoding_format": "base64"}, 422, "encoding_format: expected float"),
         ({"truncate": True, "parameters": {"truncation": True}}, 422, "truncation: is also in parameters"),
         ({"truncate": 7}, 422, "truncation: expected true or false"),
-        ({"options": {}}, 422, "options: unknown key"),
+        ({"options": {"use_caches": True}}, 422, "use_caches: unknown key"),
+        ({"options": []}, 422, "options: expected an object"),
     ],
 )
 def test_what_a_model_does_not_do_is_refused(services, keys, status, says):
     answered, document = frames.answer(services["feature-extraction"], {"inputs": TEXT, **keys})
     assert answered == status and says in document["error"]
     assert frames.answer(services["text-classification"], {"inputs": TEXT, "normalize": False})[0] == 422
+
+
+def test_the_hubs_words_about_its_queue_and_cache_change_nothing(services):
+    # HuggingFaceInferenceAPIEmbeddings of langchain-community 0.4.2 says them by itself
+    options = {"wait_for_model": True, "use_cache": True}
+    for service in (services["feature-extraction"], services["text-classification"]):
+        plain = frames.answer(service, {"inputs": [TEXT]})
+        assert plain[0] == 200 and frames.answer(service, {"inputs": [TEXT], "options": options}) == plain
 
 
 def test_vectors_of_unit_length_may_be_asked_for_where_they_are(tmp_path):

@@ -13,6 +13,7 @@ import uuid
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
+import huggingface_hub
 import numpy as np
 import openai
 import psutil
@@ -171,6 +172,13 @@ def test_the_seeds_triton_client(server, tokens, ask):
     text.set_data_from_numpy(np.array(["a film"], dtype=object))
     label = client.infer("tiny", [text], headers=headers).as_numpy("label")[0]
     assert label.decode() == ask("/predict", TEXT).json()["label"]
+
+
+def test_the_hubs_client(server, tokens, ask, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    url = f"{server.gateway_url}/predictions/tiny/1.0/v1/hub"
+    best, *_ = huggingface_hub.InferenceClient(url, token=tokens["ann"]).text_classification(TEXT["text"])
+    assert best.label == ask("/predict", TEXT).json()["label"]
 
 
 def test_the_openai_client(server, tokens):
