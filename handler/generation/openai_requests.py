@@ -40,7 +40,12 @@ NOTHING: Mapping[str, tuple[object, ...]] = {
     "parallel_tool_calls": (True,),
     "response_format": ({"type": "text"},),
     "modalities": (["text"],),
+    "min_p": (0,),
+    "repetition_penalty": (1,),
+    "functions": ([],),
+    "function_call": ("auto", "none"),
 }
+DRAWN = frozenset(("temperature", "top_p", "top_k"))  # each asks for a draw, but a temperature of 0
 # Of a message; what is beside it would be passed over, and so would a word that is misspelt.
 MESSAGE = frozenset(("role", "content", "name", "tool_calls", "tool_call_id", "reasoning", "reasoning_content"))
 STREAM_OPTIONS = frozenset(("include_usage", "include_obfuscation"))
@@ -69,7 +74,11 @@ class Judged:
     max_completion_tokens: int | None = key(integer(1), "its newer name", None)
     temperature: float | None = key(number(0, 2), "0: always the likeliest", None)
     top_p: float | None = key(number(1e-6, 1), "of the probability that is drawn from", None)
-    top_k: int | None = key(integer(1), "of the tokens that are drawn from", None)
+    top_k: int | None = key(
+        Rule("a whole number, 0 or -1 for all", lambda v: type(v) is int and v >= -1),
+        "of the tokens that are drawn from",
+        None,
+    )
     n: int | None = key(integer(1, 128), "answers", None)
     stream: bool = key(BOOLEAN, "piece by piece", False)
     stream_options: dict[str, Any] | None = key(
@@ -92,7 +101,7 @@ class Judged:
 JUDGED = frozenset(Judged.__dataclass_fields__)
 
 
-def judge(path: str, document: Document, fields: frozenset[str], limits: Limits) -> Document:
+def judge(path: str, document: Document, fields: frozenset[str], limits: Limits, draws: bool = True) -> Document:
     """The request as an engine gets it: without hints and without what asks for nothing. Raises BadRequest.
 
     Args:
@@ -100,10 +109,13 @@ def judge(path: str, document: Document, fields: frozenset[str], limits: Limits)
         document: the request's body.
         fields: those that the engine does something with.
         limits: what one request may ask for.
+        draws: whether the engine draws where the request says nothing of it.
     """
     said = {name: value for name, value in document.items() if value is not None and name not in HINTS}
     if said.get("tool_choice") == "none" and "tool_choice" not in fields:
         said = {name: value for name, value in said.items() if name not in ("tool_choice", "tools")}
+    if said.get("temperature") == 0 or not (draws or said.keys() & DRAWN):  # the likeliest, whatever the seed
+        said = {name: value for name, value in said.items() if name != "seed" or name in fields}
     said = {name: value for name, value in said.items() if name in fields or not _is_nothing(name, value)}
     # A body of 1 MB has room for 100,000 wrong names, and each one's likeness to the known takes time.
     if problems := list(islice(_problems(path, said, fields, limits), MOST_PROBLEMS)):
@@ -149,7 +161,8 @@ def _is_nothing(name: str, value: object) -> bool:
 
 
 def _meant(name: str, fields: frozenset[str]) -> str:
-    close = nearest(name, fields) if len(name) <= 80 else None
+    known = name in NOTHING  # of the protocol: no misspelling
+    close = nearest(name, fields) if len(name) <= 80 and not known else None
     return f"; did you mean {close}?" if close else ""
 
 
@@ -171,7 +184,7 @@ def _message_problems(messages: Any) -> Iterator[Problem]:
             yield Problem(f"{where}.name", "expected a string")
         elif calls and not (isinstance(calls, list) and all(map(_is_call, calls))):
             yield Problem(f"{where}.tool_calls", "expected a list of calls of functions, whose arguments are JSON")
-        elif not _is_content(message.get("content")) and not calls:
+        elif not (_is_content(message.get("content")) or calls or _only_thought(message)):
             yield Problem(f"{where}.content", "expected a string, or a list of parts of text")
 
 
@@ -185,6 +198,11 @@ def _is_content(content: Any) -> bool:
             for part in content
         )
     )
+
+
+def _only_thought(message: Document) -> bool:
+    """Whether it is an answer that was cut off before it said anything, as engines give it."""
+    return message["role"] == "assistant" and message.get("content") is None
 
 
 def _is_function(holder: Any) -> bool:

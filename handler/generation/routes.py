@@ -148,8 +148,9 @@ def _openai(path: str, document: Document, served: Served) -> Route:
     wanted = document.get("model")
     if wanted is not None and wanted not in served.names:
         raise NotOffered(f"model: only {', '.join(served.names)} is served here")
-    known = wanted if wanted in served.engine.adapters else served.name  # to the engine
-    asked = {**judge(path, document, served.engine.fields[path], served.limits), "model": known}
+    engine = served.engine
+    known = wanted if wanted in engine.adapters else served.name  # to the engine
+    asked = {**judge(path, document, engine.fields[path], served.limits, engine.draws), "model": known}
     options = asked.get("stream_options") or {}
     if asked.get("stream"):
         asked["stream_options"] = {"include_usage": True}  # which is taken out again where nobody asked

@@ -136,8 +136,15 @@ def _handlers(name: str, model: Any, tokenizer: Any, state: _State) -> tuple[Any
         """Takes one prompt, and knows one model."""
 
         def _validate_request(self, body: dict[str, Any]) -> None:
-            if not isinstance(body.get("prompt", ""), str):
-                raise HTTPException(400, "prompt: expected a string; the transformers engine takes one at a time")
+            match body.get("prompt", ""):
+                case [str(alone)]:  # as LangChain's OpenAI sends it
+                    body["prompt"] = alone
+                case str():
+                    pass
+                case _:
+                    raise HTTPException(
+                        400, "prompt: expected a string; the transformers engine takes one at a time"
+                    )
             if (most := body.pop("max_completion_tokens", None)) is not None:  # a name that it does not know
                 body["max_tokens"] = most
             body.pop("stream_options", None)  # usage always comes with the last chunk
@@ -151,7 +158,7 @@ def _handlers(name: str, model: Any, tokenizer: Any, state: _State) -> tuple[Any
             asked.max_new_tokens = body.get("max_tokens")
             if any(body.get(field) is not None for field in ("temperature", "top_p", "top_k")):
                 asked.do_sample = body.get("temperature") != 0
-                asked.top_k = body.get("top_k")  # a model's own is for its own temperature
+                asked.top_k = max(body.get("top_k") or 0, 0)  # a model's own is for its own temperature
             return asked
 
     class ChatParameters(chat_completion.TransformersCompletionCreateParamsStreaming, total=False):  # type: ignore[misc, call-arg]

@@ -179,7 +179,8 @@ def test_each_request_samples_for_itself(frontend, alone):
         ("", {"prompt": "a", "max_new_tokens": 65}, 422, "the limit is 64"),
         ("", {"prompt": "a", "temperature": 3}, 422, "temperature"),
         ("", {"prompt": "a", "topp": 1}, 422, "did you mean top_p"),
-        ("", {"prompt": "a", "seed": 7}, 400, "seed: this engine does not do this"),
+        ("", {"prompt": "a", "seed": 7, "temperature": 1}, 400, "seed: this engine does not do this"),
+        ("", {"prompt": "a", "stop": "x"}, 400, "stop: this engine does not do this"),
         ("", {"prompt": "a " * 600}, 400, "the model reads at most 512"),
         ("", {"messages": []}, 422, "messages"),
         ("", {"messages": [{"role": "wizard", "content": "a"}]}, 400, "messages[0].role"),
@@ -202,7 +203,7 @@ def test_each_request_samples_for_itself(frontend, alone):
         (CHAT, {"messages": [{"role": "assistant", "tool_calls": "x"}]}, 400, "messages[0].tool_calls"),
         (CHAT, {"messages": [{"role": "assistant", "tool_calls": [{}]}]}, 400, "messages[0].tool_calls"),
         (CHAT, {"messages": [{"role": "assistant", "tool_calls": [called("{")]}]}, 400, "arguments are JSON"),
-        (COMPLETIONS, {"prompt": ["a"]}, 400, "prompt"),
+        (COMPLETIONS, {"prompt": ["a", "b"]}, 400, "one at a time"),
         (COMPLETIONS, {"prompt": "a", "logprobs": 0}, 400, "logprobs: this engine"),
         ("load_model", {"model": "x"}, 404, "no such path"),
         ("reset", {}, 404, "no such path"),
@@ -247,6 +248,8 @@ def test_a_conversation_goes_on_with_what_was_answered(frontend):
             ([*plain[:1], {**said, "tool_calls": []}, plain[2]], {}),
         )
     ]
+    thought = {**said, "content": None, "reasoning_content": "b"}  # and was cut off before it said anything
+    assert frontend.ask({"messages": [*plain[:1], thought, plain[2]]}, CHAT).status == 200
     assert len({answer.document["choices"][0]["message"]["content"] for answer in answers}) == 1
 
 
@@ -271,11 +274,30 @@ def test_what_is_said_beside_a_call_is_read(frontend):
         {"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "none"},
         {"top_logprobs": 0, "presence_penalty": 0.0},
         {"modalities": ["text"]},
+        {"seed": 1234, "temperature": 0},  # lm-eval 0.4's local-chat-completions
+        {"seed": 7},  # of a model that takes the likeliest token by itself
+        {"top_k": -1, "min_p": 0, "repetition_penalty": 1.0},  # vLLM's words for nothing
         {"stream": True, "stream_options": {"include_usage": True, "include_obfuscation": False}},
     ],
 )
 def test_what_asks_for_nothing_is_no_reason_to_refuse(frontend, nothing):
     assert frontend.ask({"messages": messages("a"), "max_tokens": 1, **nothing}, CHAT).status == 200
+
+
+def test_a_list_of_one_prompt_is_that_prompt(frontend):
+    """As langchain-openai 1.7's OpenAI sends it, with what asks for nothing."""
+    asked = {"frequency_penalty": 0, "logprobs": None, "n": 1, "presence_penalty": 0, "seed": None}
+    asked |= {"max_tokens": NEW, "temperature": 0, "top_p": 1}
+    texts = [frontend.ask({"prompt": prompt, **asked}, COMPLETIONS).document for prompt in ("a", ["a"])]
+    assert texts[0]["choices"] == texts[1]["choices"]
+
+
+def test_top_k_of_all_is_no_limit(frontend):
+    """As vLLM has it: 0 and -1 are all tokens, so the draw is not the likeliest one each time."""
+    asked = {"messages": messages("a"), "max_tokens": NEW, "temperature": 2}
+    for top_k in (0, -1):
+        answers = [frontend.ask({**asked, "top_k": top_k}, CHAT).document for _ in range(8)]
+        assert len({answer["choices"][0]["message"]["content"] for answer in answers}) > 1
 
 
 @pytest.mark.parametrize(
