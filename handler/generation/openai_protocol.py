@@ -11,7 +11,7 @@ import orjson
 from handler.errors import MAX_MESSAGE, BadRequest, shortened
 from handler.protocols.openai_embeddings import error_document
 
-CHAT, COMPLETIONS, EMBEDDINGS, MODELS = "v1/chat/completions", "v1/completions", "v1/embeddings", "v1/models"
+CHAT, COMPLETIONS, EMBEDDINGS = "v1/chat/completions", "v1/completions", "v1/embeddings"
 END = b"\n\n"  # of an event
 DONE = b"data: [DONE]\n\n"
 
@@ -103,13 +103,20 @@ def event_of(document: Document) -> bytes:
     return b"data: " + orjson.dumps(document) + END
 
 
-def with_usage(document: Document, event: bytes, wanted: bool) -> bytes:
-    """An event with its usage where the protocol has it: in an event of its own, if the client asked for it."""
+def as_protocol(document: Document, event: bytes, usage_wanted: bool) -> bytes:
+    """An event as the protocol has it.
+
+    Every choice says why it ended, null until it has, which transformers' application leaves out. Its usage is in
+    an event of its own, if the client asked for it.
+    """
+    under_way = [choice for choice in document.get("choices") or () if "finish_reason" not in choice]
+    for choice in under_way:
+        choice["finish_reason"] = None
     if "usage" not in document:
-        return event
+        return event_of(document) if under_way else event
     usage = document.pop("usage")
     told = event_of(document) if document.get("choices") or "error" in document else b""
-    if usage and wanted:
+    if usage and usage_wanted:
         told += event_of({**document, "choices": [], "usage": usage})
     return told
 

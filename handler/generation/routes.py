@@ -22,19 +22,18 @@ from handler.generation.engine import Engine
 from handler.generation.openai_protocol import (
     CHAT,
     COMPLETIONS,
-    MODELS,
     Document,
     Stream,
     Usage,
+    as_protocol,
     bounded,
     event_of,
     text_of,
-    with_usage,
     written,
 )
 from handler.generation.openai_requests import Limits, judge
 from handler.protocols import protocol
-from handler.protocols.openai_embeddings import models_document, openai_error
+from handler.protocols.openai_embeddings import MODELS, models_document, openai_error
 from handler.request import MOST_PROBLEMS
 from handler.rules import BOOLEAN, TEXT, Rule, check, integer, key, number, optional
 from handler.wire import GRPC, OPEN_INFERENCE_GRPC, Message, Reply, error_reply
@@ -112,8 +111,8 @@ def find(message: Message, served: Served) -> Route | Reply:
     path = message.path.strip("/")
     if message.transport == OPEN_INFERENCE_GRPC:
         raise NotOffered("this model generates text, which is no tensor; ask over HTTP")
-    if path == MODELS:
-        return Reply(orjson.dumps(models_document(served.names)))
+    if path == MODELS or path.startswith(f"{MODELS}/"):
+        return Reply(orjson.dumps(models_document(path, served.names)))
     offered = (*served.engine.fields, MODELS)
     streamed = path == STREAMED
     if streamed:
@@ -165,7 +164,7 @@ def _openai(path: str, document: Document, served: Served) -> Route:
 
     def tell(document: Document, event: bytes) -> bytes:
         usage.note(document)
-        return with_usage(document, event, wanted=options.get("include_usage", False))
+        return as_protocol(document, event, usage_wanted=options.get("include_usage", False))
 
     refuse = partial(error_reply, shape=openai_error)
     return Route(Ask("POST", f"/{path}", written(asked)), whole, Stream(tell).piece, refuse, usage)

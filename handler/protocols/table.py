@@ -3,7 +3,7 @@
 | what tells | protocol |
 | --- | --- |
 | TorchServe's Open Inference gRPC, or the header `Inference-Header-Content-Length` | open-inference |
-| the path `v2/infer`, `v2/metadata`, `v1/embeddings`, `v1/models` or `v1/hub` | that one |
+| the path `v2/infer`, `v2/metadata`, `v1/embeddings`, `v1/models`, `v1/models/NAME` or `v1/hub` | that one |
 | the key `instances` | kserve-v1, Vertex AI |
 | the key `inputs`, a list of objects with a `datatype` | open-inference |
 | the key `inputs` | hugging-face |
@@ -23,7 +23,7 @@ from handler.protocols.hugging_face import HUB, HUGGING_FACE
 from handler.protocols.kserve_v1 import KSERVE_V1
 from handler.protocols.native import NATIVE, is_json
 from handler.protocols.open_inference import METADATA, OPEN_INFERENCE
-from handler.protocols.openai_embeddings import OPENAI_EMBEDDINGS, OPENAI_MODELS
+from handler.protocols.openai_embeddings import MODELS, OPENAI_EMBEDDINGS, OPENAI_MODELS
 from handler.protocols.protocol import Model, Protocol
 from handler.wire import OPEN_INFERENCE_GRPC, Message
 
@@ -31,7 +31,7 @@ PATHS: Mapping[str, Protocol] = {
     "v2/infer": OPEN_INFERENCE,
     "v2/metadata": METADATA,
     "v1/embeddings": OPENAI_EMBEDDINGS,
-    "v1/models": OPENAI_MODELS,
+    MODELS: OPENAI_MODELS,
     "v1/hub": HUB,
 }
 KEYS: Mapping[str, Callable[[Any], Protocol]] = {
@@ -57,7 +57,8 @@ def find(message: Message, model: Model) -> Spoken:
     """The protocol that a message speaks. Whether it speaks it well is for the protocol to say."""
     if message.transport == OPEN_INFERENCE_GRPC or message.json_length:
         return Spoken(OPEN_INFERENCE, message)
-    if message.path and (protocol := PATHS.get(message.path.strip("/"))):
+    path = message.path.strip("/")
+    if path and (protocol := PATHS.get(MODELS if path.startswith(f"{MODELS}/") else path)):
         return Spoken(protocol, message)
     # A task's own field may be called as another protocol's key.
     keys = [key for key, word in WORDS.items() if word in message.body and key not in model.names]

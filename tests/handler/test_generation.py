@@ -82,6 +82,11 @@ def test_the_openai_protocol(frontend, alone):
     assert completed["choices"][0]["text"] == text
     models = frontend.ask(b"", "v1/models").document
     assert [model["id"] for model in models["data"]] == ["tiny", "org/tiny"]
+    assert frontend.ask(b"", "v1/models/org/tiny").document == models["data"][1]
+    absent = frontend.ask(b"", "v1/models/other")
+    assert (
+        absent.status == 404 and absent.document["error"]["message"] == "model: only tiny, org/tiny is served here"
+    )
     called = frontend.ask({"model": "org/tiny", "prompt": PROMPTS[0], "max_tokens": NEW}, COMPLETIONS).document
     assert called["choices"][0]["text"] == text
 
@@ -98,6 +103,7 @@ def test_streams_say_the_same_piece_by_piece(frontend, alone):
     assert last == "[DONE]" and chunks[-1]["choices"][0]["finish_reason"]
     assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == whole(text)
     assert not any("usage" in chunk for chunk in chunks)
+    assert [chunk["choices"][0]["finish_reason"] for chunk in chunks[:-1]] == [None] * (len(chunks) - 1)
 
 
 def test_a_stream_ends_with_its_usage_where_it_is_asked_for(frontend, alone):
