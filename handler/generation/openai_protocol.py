@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -119,6 +119,25 @@ def as_protocol(document: Document, event: bytes, usage_wanted: bool) -> bytes:
     if usage and usage_wanted:
         told += event_of({**document, "choices": [], "usage": usage})
     return told
+
+
+def as_whole(chunks: Sequence[Document]) -> Document:
+    """The events of a stream, of one choice and with its usage, as a whole answer."""
+    if failed := [chunk["error"] for chunk in chunks if "error" in chunk]:
+        raise RuntimeError(failed[0]["message"])
+    choices = [choice for chunk in chunks for choice in chunk["choices"]]
+    answer = {name: chunks[-1][name] for name in ("id", "created", "model", "usage")}
+    ended = {"index": 0, "finish_reason": choices[-1]["finish_reason"]}
+    if "delta" not in choices[0]:
+        text = "".join(choice["text"] for choice in choices)
+        return {**answer, "object": "text_completion", "choices": [{**ended, "text": text}]}
+    deltas = [choice["delta"] for choice in choices]
+    message: Document = {"role": "assistant", "content": "".join(delta.get("content", "") for delta in deltas)}
+    if thought := "".join(delta.get("reasoning_content", "") for delta in deltas):
+        message["reasoning_content"] = thought
+    if calls := [call for delta in deltas for call in delta.get("tool_calls", ())]:
+        message["tool_calls"] = [{name: call[name] for name in ("id", "type", "function")} for call in calls]
+    return {**answer, "object": "chat.completion", "choices": [{**ended, "message": message}]}
 
 
 def _says_something(choice: Document) -> bool:

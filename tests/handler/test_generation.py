@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from asyncio import Queue
 from dataclasses import replace
 from functools import partial
 
@@ -11,6 +12,7 @@ import pytest
 from handler.generation import openai_requests
 from handler.generation.application import Application
 from handler.generation.openai_protocol import Usage, bounded, refused
+from handler.generation.stopping import Until
 from handler.generation.transformers_engine import in_few_sizes, kept_graphs, padded
 from handler.request import MOST_PROBLEMS
 from tests.support import frames, tiny_models, worker
@@ -186,7 +188,15 @@ def test_each_request_samples_for_itself(frontend, alone):
         ("", {"prompt": "a", "temperature": 3}, 422, "temperature"),
         ("", {"prompt": "a", "topp": 1}, 422, "did you mean top_p"),
         ("", {"prompt": "a", "seed": 7, "temperature": 1}, 400, "seed: this engine does not do this"),
-        ("", {"prompt": "a", "stop": "x"}, 400, "stop: this engine does not do this"),
+        (CHAT, {"messages": [{"role": "user", "content": "a"}], "stop": 5}, 400, "stop: expected a string, or"),
+        (CHAT, {"messages": [{"role": "user", "content": "a"}], "stop": ["a", 5]}, 400, "a list of strings"),
+        (COMPLETIONS, {"prompt": "a", "stop": ["a"] * 17}, 400, "stop: 17 strings; the limit is 16"),
+        (
+            CHAT,
+            {"messages": [{"role": "user", "content": "a"}], "store": True},
+            400,
+            "store: this engine does not do this",
+        ),
         ("", {"prompt": "a " * 600}, 400, "the model reads at most 512"),
         ("", {"messages": []}, 422, "messages"),
         ("", {"messages": [{"role": "wizard", "content": "a"}]}, 400, "messages[0].role"),
@@ -296,6 +306,60 @@ def test_a_list_of_one_prompt_is_that_prompt(frontend):
     asked |= {"max_tokens": NEW, "temperature": 0, "top_p": 1}
     texts = [frontend.ask({"prompt": prompt, **asked}, COMPLETIONS).document for prompt in ("a", ["a"])]
     assert texts[0]["choices"] == texts[1]["choices"]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_an_answer_ends_where_a_stop_string_begins(service, frontend, alone, stream):
+    """And the engine goes on for nobody. smolagents 1.26's agents send them, and AI SDK 6's completions."""
+    text, size, new = alone(PROMPTS[0])
+    stop = text[8:11]
+    wanted = text[: text.index(stop)]
+    asked = {"messages": messages(PROMPTS[0]), "max_tokens": 64, "stop": ["never said", stop], "stream": stream}
+    chat = frontend.ask({**asked, "stream_options": {"include_usage": True}}, CHAT)
+    native = frontend.ask({"prompt": PROMPTS[0], "stop": stop, "stream": stream})
+    if stream:
+        *chunks, ended, last, done = chat.events
+        assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == wanted
+        assert (done, ended["choices"][0]["finish_reason"]) == ("[DONE]", "stop")
+        assert "".join(event["text"] for event in native.events[:-1]) == wanted
+    else:
+        last = chat.document
+        message = {"role": "assistant", "content": wanted}
+        assert last["choices"] == [{"index": 0, "finish_reason": "stop", "message": message}]
+        assert (native.document["response"], native.document["finish_reason"]) == (wanted, "stop")
+    assert last["usage"]["prompt_tokens"] == size and 0 < last["usage"]["completion_tokens"] < new
+    settled(service)
+
+
+def test_a_stop_string_ends_a_completion_too(frontend, alone):
+    text, _, _ = alone(PROMPTS[0], chat=False)
+    asked = {"prompt": PROMPTS[0], "max_tokens": NEW}
+    cut = frontend.ask({**asked, "stop": text[5:7]}, COMPLETIONS).document
+    assert cut["choices"] == [{"index": 0, "finish_reason": "stop", "text": text[: text.index(text[5:7])]}]
+    kept = frontend.ask({**asked, "stop": ["never said", ""]}, COMPLETIONS).document
+    assert whole(kept["choices"][0]["text"]) == whole(text)
+    assert kept["choices"][0]["finish_reason"] == "length" and kept["object"] == "text_completion"
+
+
+@pytest.mark.parametrize("pieces", [["ab", "c", "d"], ["a", "b", "cd"], ["abcd"]])
+@pytest.mark.parametrize(
+    ("strings", "said"),
+    [
+        (["cd"], "ab"),
+        (["bcx"], "abcd"),
+        (["abc", "b"], "a"),
+        (["b", "bc"], "a"),
+        (["d", "abcde"], "abc"),
+        (["abcd"], ""),
+    ],
+)
+def test_a_stop_string_is_found_in_whatever_pieces_it_comes(strings, said, pieces):
+    queue, ends = Queue(), []
+    until = Until(queue, strings, lambda: ends.append(True))
+    for piece in (*pieces, None):
+        until.put_nowait(piece)
+    *told, last = [queue.get_nowait() for _ in range(queue.qsize())]
+    assert "".join(told) == said and last is None and bool(ends) == (said != "abcd")
 
 
 def test_top_k_of_all_is_no_limit(frontend):
