@@ -101,6 +101,7 @@ class Sampling:
     stream: bool = key(BOOLEAN, "answer piece by piece", False)
 
 
+UNNAMED = "dummy"  # what huggingface_hub's InferenceClient(base_url=…) has for a model that it was not told
 STREAMED = "generate-stream"  # the native route, with `stream` said by the path
 DRAWN = ("temperature", "top_p", "top_k")
 PASSED_ON = (*DRAWN, "stop", "presence_penalty", "frequency_penalty", "seed")
@@ -145,7 +146,7 @@ def refusal(message: Message | None, error: HandlerError) -> Reply:
 
 def _openai(path: str, document: Document, served: Served) -> Route:
     wanted = document.get("model")
-    if wanted is not None and wanted not in served.names:
+    if wanted not in (None, UNNAMED) and wanted not in served.names:
         raise NotOffered(f"model: only {', '.join(served.names)} is served here")
     engine = served.engine
     known = wanted if wanted in engine.adapters else served.name  # to the engine
