@@ -35,7 +35,6 @@ NOTHING: Mapping[str, tuple[object, ...]] = {
     "suffix": ("",),
     "stop": ([], ""),
     "logit_bias": ({},),
-    "tools": ([],),
     "tool_choice": ("auto",),
     "parallel_tool_calls": (True,),
     "response_format": ({"type": "text"},),
@@ -45,12 +44,25 @@ NOTHING: Mapping[str, tuple[object, ...]] = {
     "functions": ([],),
     "function_call": ("auto", "none"),
 }
+# The same where there are no tools, which vLLM refuses: langchain-openai's bind_tools([]) sends an empty list.
+OF_NO_TOOLS: Mapping[str, tuple[object, ...]] = {
+    "tools": ([],),
+    "tool_choice": ("auto", "none"),
+    "parallel_tool_calls": (True, False),
+}
 DRAWN = frozenset(("temperature", "top_p", "top_k"))  # each asks for a draw, but a temperature of 0
 # Of a message; what is beside it would be passed over, and so would a word that is misspelt.
 MESSAGE = frozenset(("role", "content", "name", "tool_calls", "tool_call_id", "reasoning", "reasoning_content"))
 STREAM_OPTIONS = frozenset(("include_usage", "include_obfuscation"))
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 OBJECT = Rule("an object", lambda v: isinstance(v, dict))
+FORMAT = Rule(  # TGI has a schema there as `value`, others as `schema`; vLLM would pass over it
+    "an object; a schema is given as json_schema, with that type",
+    lambda v: (
+        isinstance(v, dict)
+        and (v.get("type") != "json_object" or not any(v[name] for name in v if name != "type"))
+    ),
+)
 TOOLS = Rule(
     "a list of objects with type and function, which has a name",
     lambda v: isinstance(v, list) and all(map(_is_function, v)),
@@ -92,7 +104,7 @@ class Judged:
         None,
     )
     tools: list[Any] | None = key(TOOLS, "what the model may call", None)
-    response_format: dict[str, Any] | None = key(OBJECT, "what the answer has to look like", None)
+    response_format: dict[str, Any] | None = key(FORMAT, "what the answer has to look like", None)
     structured_outputs: dict[str, Any] | None = key(OBJECT, "the same, as vLLM has it", None)
     chat_template_kwargs: dict[str, Any] | None = key(OBJECT, "what else the chat template is given", None)
     encoding_format: str | None = key(one_of("float", "base64"), "of embeddings", None)
@@ -112,6 +124,8 @@ def judge(path: str, document: Document, fields: frozenset[str], limits: Limits,
         draws: whether the engine draws where the request says nothing of it.
     """
     said = {name: value for name, value in document.items() if value is not None and name not in HINTS}
+    if not said.get("tools"):
+        said = {name: value for name, value in said.items() if not _is_nothing(name, value, OF_NO_TOOLS)}
     if said.get("tool_choice") == "none" and "tool_choice" not in fields:
         said = {name: value for name, value in said.items() if name not in ("tool_choice", "tools")}
     if said.get("temperature") == 0 or not (draws or said.keys() & DRAWN):  # the likeliest, whatever the seed
@@ -153,10 +167,10 @@ def _excess(said: Document, limits: Limits) -> Iterator[Problem]:
         yield Problem("input", f"{len(inputs)} texts; the limit is {limits.inputs}")
 
 
-def _is_nothing(name: str, value: object) -> bool:
+def _is_nothing(name: str, value: object, nothings: Mapping[str, tuple[object, ...]] = NOTHING) -> bool:
     return any(
         value == nothing and isinstance(value, bool) == isinstance(nothing, bool)
-        for nothing in NOTHING.get(name, ())
+        for nothing in nothings.get(name, ())
     )
 
 
