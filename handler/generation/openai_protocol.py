@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -11,7 +11,7 @@ import orjson
 from handler.errors import MAX_MESSAGE, BadRequest, shortened
 from handler.protocols.openai_embeddings import error_document
 
-CHAT, COMPLETIONS, EMBEDDINGS, MODELS = "v1/chat/completions", "v1/completions", "v1/embeddings", "v1/models"
+CHAT, COMPLETIONS, EMBEDDINGS = "v1/chat/completions", "v1/completions", "v1/embeddings"
 END = b"\n\n"  # of an event
 DONE = b"data: [DONE]\n\n"
 
@@ -103,15 +103,41 @@ def event_of(document: Document) -> bytes:
     return b"data: " + orjson.dumps(document) + END
 
 
-def with_usage(document: Document, event: bytes, wanted: bool) -> bytes:
-    """An event with its usage where the protocol has it: in an event of its own, if the client asked for it."""
+def as_protocol(document: Document, event: bytes, usage_wanted: bool) -> bytes:
+    """An event as the protocol has it.
+
+    Every choice says why it ended, null until it has, which transformers' application leaves out. Its usage is in
+    an event of its own, if the client asked for it.
+    """
+    under_way = [choice for choice in document.get("choices") or () if "finish_reason" not in choice]
+    for choice in under_way:
+        choice["finish_reason"] = None
     if "usage" not in document:
-        return event
+        return event_of(document) if under_way else event
     usage = document.pop("usage")
     told = event_of(document) if document.get("choices") or "error" in document else b""
-    if usage and wanted:
+    if usage and usage_wanted:
         told += event_of({**document, "choices": [], "usage": usage})
     return told
+
+
+def as_whole(chunks: Sequence[Document]) -> Document:
+    """The events of a stream, of one choice and with its usage, as a whole answer."""
+    if failed := [chunk["error"] for chunk in chunks if "error" in chunk]:
+        raise RuntimeError(failed[0]["message"])
+    choices = [choice for chunk in chunks for choice in chunk["choices"]]
+    answer = {name: chunks[-1][name] for name in ("id", "created", "model", "usage")}
+    ended = {"index": 0, "finish_reason": choices[-1]["finish_reason"]}
+    if "delta" not in choices[0]:
+        text = "".join(choice["text"] for choice in choices)
+        return {**answer, "object": "text_completion", "choices": [{**ended, "text": text}]}
+    deltas = [choice["delta"] for choice in choices]
+    message: Document = {"role": "assistant", "content": "".join(delta.get("content", "") for delta in deltas)}
+    if thought := "".join(delta.get("reasoning_content", "") for delta in deltas):
+        message["reasoning_content"] = thought
+    if calls := [call for delta in deltas for call in delta.get("tool_calls", ())]:
+        message["tool_calls"] = [{name: call[name] for name in ("id", "type", "function")} for call in calls]
+    return {**answer, "object": "chat.completion", "choices": [{**ended, "message": message}]}
 
 
 def _says_something(choice: Document) -> bool:

@@ -35,17 +35,34 @@ NOTHING: Mapping[str, tuple[object, ...]] = {
     "suffix": ("",),
     "stop": ([], ""),
     "logit_bias": ({},),
-    "tools": ([],),
     "tool_choice": ("auto",),
     "parallel_tool_calls": (True,),
     "response_format": ({"type": "text"},),
     "modalities": (["text"],),
+    "min_p": (0,),
+    "repetition_penalty": (1,),
+    "functions": ([],),
+    "function_call": ("auto", "none"),
 }
+# The same where there are no tools, which vLLM refuses: langchain-openai's bind_tools([]) sends an empty list.
+OF_NO_TOOLS: Mapping[str, tuple[object, ...]] = {
+    "tools": ([],),
+    "tool_choice": ("auto", "none"),
+    "parallel_tool_calls": (True, False),
+}
+DRAWN = frozenset(("temperature", "top_p", "top_k"))  # each asks for a draw, but a temperature of 0
 # Of a message; what is beside it would be passed over, and so would a word that is misspelt.
 MESSAGE = frozenset(("role", "content", "name", "tool_calls", "tool_call_id", "reasoning", "reasoning_content"))
 STREAM_OPTIONS = frozenset(("include_usage", "include_obfuscation"))
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 OBJECT = Rule("an object", lambda v: isinstance(v, dict))
+FORMAT = Rule(  # TGI has a schema there as `value`, others as `schema`; vLLM would pass over it
+    "an object; a schema is given as json_schema, with that type",
+    lambda v: (
+        isinstance(v, dict)
+        and (v.get("type") != "json_object" or not any(v[name] for name in v if name != "type"))
+    ),
+)
 TOOLS = Rule(
     "a list of objects with type and function, which has a name",
     lambda v: isinstance(v, list) and all(map(_is_function, v)),
@@ -69,7 +86,11 @@ class Judged:
     max_completion_tokens: int | None = key(integer(1), "its newer name", None)
     temperature: float | None = key(number(0, 2), "0: always the likeliest", None)
     top_p: float | None = key(number(1e-6, 1), "of the probability that is drawn from", None)
-    top_k: int | None = key(integer(1), "of the tokens that are drawn from", None)
+    top_k: int | None = key(
+        Rule("a whole number, 0 or -1 for all", lambda v: type(v) is int and v >= -1),
+        "of the tokens that are drawn from",
+        None,
+    )
     n: int | None = key(integer(1, 128), "answers", None)
     stream: bool = key(BOOLEAN, "piece by piece", False)
     stream_options: dict[str, Any] | None = key(
@@ -83,7 +104,7 @@ class Judged:
         None,
     )
     tools: list[Any] | None = key(TOOLS, "what the model may call", None)
-    response_format: dict[str, Any] | None = key(OBJECT, "what the answer has to look like", None)
+    response_format: dict[str, Any] | None = key(FORMAT, "what the answer has to look like", None)
     structured_outputs: dict[str, Any] | None = key(OBJECT, "the same, as vLLM has it", None)
     chat_template_kwargs: dict[str, Any] | None = key(OBJECT, "what else the chat template is given", None)
     encoding_format: str | None = key(one_of("float", "base64"), "of embeddings", None)
@@ -92,7 +113,7 @@ class Judged:
 JUDGED = frozenset(Judged.__dataclass_fields__)
 
 
-def judge(path: str, document: Document, fields: frozenset[str], limits: Limits) -> Document:
+def judge(path: str, document: Document, fields: frozenset[str], limits: Limits, draws: bool = True) -> Document:
     """The request as an engine gets it: without hints and without what asks for nothing. Raises BadRequest.
 
     Args:
@@ -100,10 +121,15 @@ def judge(path: str, document: Document, fields: frozenset[str], limits: Limits)
         document: the request's body.
         fields: those that the engine does something with.
         limits: what one request may ask for.
+        draws: whether the engine draws where the request says nothing of it.
     """
     said = {name: value for name, value in document.items() if value is not None and name not in HINTS}
+    if not said.get("tools"):
+        said = {name: value for name, value in said.items() if not _is_nothing(name, value, OF_NO_TOOLS)}
     if said.get("tool_choice") == "none" and "tool_choice" not in fields:
         said = {name: value for name, value in said.items() if name not in ("tool_choice", "tools")}
+    if said.get("temperature") == 0 or not (draws or said.keys() & DRAWN):  # the likeliest, whatever the seed
+        said = {name: value for name, value in said.items() if name != "seed" or name in fields}
     said = {name: value for name, value in said.items() if name in fields or not _is_nothing(name, value)}
     # A body of 1 MB has room for 100,000 wrong names, and each one's likeness to the known takes time.
     if problems := list(islice(_problems(path, said, fields, limits), MOST_PROBLEMS)):
@@ -141,15 +167,16 @@ def _excess(said: Document, limits: Limits) -> Iterator[Problem]:
         yield Problem("input", f"{len(inputs)} texts; the limit is {limits.inputs}")
 
 
-def _is_nothing(name: str, value: object) -> bool:
+def _is_nothing(name: str, value: object, nothings: Mapping[str, tuple[object, ...]] = NOTHING) -> bool:
     return any(
         value == nothing and isinstance(value, bool) == isinstance(nothing, bool)
-        for nothing in NOTHING.get(name, ())
+        for nothing in nothings.get(name, ())
     )
 
 
 def _meant(name: str, fields: frozenset[str]) -> str:
-    close = nearest(name, fields) if len(name) <= 80 else None
+    known = name in NOTHING  # of the protocol: no misspelling
+    close = nearest(name, fields) if len(name) <= 80 and not known else None
     return f"; did you mean {close}?" if close else ""
 
 
@@ -171,7 +198,7 @@ def _message_problems(messages: Any) -> Iterator[Problem]:
             yield Problem(f"{where}.name", "expected a string")
         elif calls and not (isinstance(calls, list) and all(map(_is_call, calls))):
             yield Problem(f"{where}.tool_calls", "expected a list of calls of functions, whose arguments are JSON")
-        elif not _is_content(message.get("content")) and not calls:
+        elif not (_is_content(message.get("content")) or calls or _only_thought(message)):
             yield Problem(f"{where}.content", "expected a string, or a list of parts of text")
 
 
@@ -185,6 +212,11 @@ def _is_content(content: Any) -> bool:
             for part in content
         )
     )
+
+
+def _only_thought(message: Document) -> bool:
+    """Whether it is an answer that was cut off before it said anything, as engines give it."""
+    return message["role"] == "assistant" and message.get("content") is None
 
 
 def _is_function(holder: Any) -> bool:

@@ -22,19 +22,18 @@ from handler.generation.engine import Engine
 from handler.generation.openai_protocol import (
     CHAT,
     COMPLETIONS,
-    MODELS,
     Document,
     Stream,
     Usage,
+    as_protocol,
     bounded,
     event_of,
     text_of,
-    with_usage,
     written,
 )
 from handler.generation.openai_requests import Limits, judge
 from handler.protocols import protocol
-from handler.protocols.openai_embeddings import models_document, openai_error
+from handler.protocols.openai_embeddings import MODELS, models_document, openai_error
 from handler.request import MOST_PROBLEMS
 from handler.rules import BOOLEAN, TEXT, Rule, check, integer, key, number, optional
 from handler.wire import GRPC, OPEN_INFERENCE_GRPC, Message, Reply, error_reply
@@ -103,6 +102,7 @@ class Sampling:
     stream: bool = key(BOOLEAN, "answer piece by piece", False)
 
 
+UNNAMED = "dummy"  # what huggingface_hub's InferenceClient(base_url=…) has for a model that it was not told
 STREAMED = "generate-stream"  # the native route, with `stream` said by the path
 DRAWN = ("temperature", "top_p", "top_k")
 PASSED_ON = (*DRAWN, "stop", "presence_penalty", "frequency_penalty", "seed")
@@ -113,8 +113,8 @@ def find(message: Message, served: Served) -> Route | Reply:
     path = message.path.strip("/")
     if message.transport == OPEN_INFERENCE_GRPC:
         raise NotOffered("this model generates text, which is no tensor; ask over HTTP")
-    if path == MODELS:
-        return Reply(orjson.dumps(models_document(served.names)))
+    if path == MODELS or path.startswith(f"{MODELS}/"):
+        return Reply(orjson.dumps(models_document(path, served.names)))
     offered = (*served.engine.fields, MODELS)
     streamed = path == STREAMED
     if streamed:
@@ -147,10 +147,11 @@ def refusal(message: Message | None, error: HandlerError) -> Reply:
 
 def _openai(path: str, document: Document, served: Served) -> Route:
     wanted = document.get("model")
-    if wanted is not None and wanted not in served.names:
+    if wanted not in (None, UNNAMED) and wanted not in served.names:
         raise NotOffered(f"model: only {', '.join(served.names)} is served here")
-    known = wanted if wanted in served.engine.adapters else served.name  # to the engine
-    asked = {**judge(path, document, served.engine.fields[path], served.limits), "model": known}
+    engine = served.engine
+    known = wanted if wanted in engine.adapters else served.name  # to the engine
+    asked = {**judge(path, document, engine.fields[path], served.limits, engine.draws), "model": known}
     options = asked.get("stream_options") or {}
     if asked.get("stream"):
         asked["stream_options"] = {"include_usage": True}  # which is taken out again where nobody asked
@@ -165,7 +166,7 @@ def _openai(path: str, document: Document, served: Served) -> Route:
 
     def tell(document: Document, event: bytes) -> bytes:
         usage.note(document)
-        return with_usage(document, event, wanted=options.get("include_usage", False))
+        return as_protocol(document, event, usage_wanted=options.get("include_usage", False))
 
     refuse = partial(error_reply, shape=openai_error)
     streams = bool(asked.get("stream"))

@@ -12,10 +12,11 @@ from typing import Any, get_type_hints
 
 from handler.errors import MAX_MESSAGE
 from handler.generation.application import Asgi, Event
-from handler.generation.openai_protocol import CHAT, COMPLETIONS
+from handler.generation.openai_protocol import CHAT, COMPLETIONS, Document, Stream, as_whole
 from handler.generation.tool_calls import forgive
 from handler.protocols.openai_embeddings import error_document
 
+MOST_STOPS = 16
 # What the application takes and leaves undone: its own UNUSED_… fields, and what continuous batching drops.
 NOT_DONE = frozenset(
     (
@@ -43,7 +44,6 @@ NOT_DONE = frozenset(
         "prompt_cache_retention",
         "safety_identifier",
         "service_tier",
-        "stop",
         "store",
         "suffix",
         "tool_choice",
@@ -130,14 +130,22 @@ class _Models:
 def _handlers(name: str, model: Any, tokenizer: Any, state: _State) -> tuple[Any, Any]:
     """The application's two handlers, with this model, and strict."""
     from fastapi import HTTPException  # noqa: PLC0415
+    from fastapi.responses import JSONResponse  # noqa: PLC0415
     from transformers.cli.serving import chat_completion, completion  # noqa: PLC0415
 
     class Strict:
         """Takes one prompt, and knows one model."""
 
         def _validate_request(self, body: dict[str, Any]) -> None:
-            if not isinstance(body.get("prompt", ""), str):
-                raise HTTPException(400, "prompt: expected a string; the transformers engine takes one at a time")
+            match body.get("prompt", ""):
+                case [str(alone)]:  # as LangChain's OpenAI sends it
+                    body["prompt"] = alone
+                case str():
+                    pass
+                case _:
+                    raise HTTPException(
+                        400, "prompt: expected a string; the transformers engine takes one at a time"
+                    )
             if (most := body.pop("max_completion_tokens", None)) is not None:  # a name that it does not know
                 body["max_tokens"] = most
             body.pop("stream_options", None)  # usage always comes with the last chunk
@@ -149,10 +157,26 @@ def _handlers(name: str, model: Any, tokenizer: Any, state: _State) -> tuple[Any
         def _build_generation_config(self, body: dict[str, Any], base: Any, use_cb: bool = False) -> Any:
             asked = super()._build_generation_config(body, base, use_cb=use_cb)  # type: ignore[misc]
             asked.max_new_tokens = body.get("max_tokens")
+            asked.stop_strings = _stop_strings(asked.stop_strings)  # or those of the model's own configuration
             if any(body.get(field) is not None for field in ("temperature", "top_p", "top_k")):
                 asked.do_sample = body.get("temperature") != 0
-                asked.top_k = body.get("top_k")  # a model's own is for its own temperature
+                asked.top_k = max(body.get("top_k") or 0, 0)  # a model's own is for its own temperature
             return asked
+
+        async def _non_streaming(self, *arguments: Any, **named: Any) -> Any:
+            asked = arguments[5]  # the generation config
+            if not asked.stop_strings:
+                return await super()._non_streaming(*arguments, **named)  # type: ignore[misc]
+            chunks: list[Document] = []
+
+            def take(chunk: Document, event: bytes) -> bytes:
+                chunks.append(chunk)
+                return b""
+
+            events = Stream(take)
+            async for piece in super()._streaming(*arguments, **named).body_iterator:  # type: ignore[misc]
+                events.piece(piece.encode(), last=False)
+            return JSONResponse(as_whole(chunks))
 
     class ChatParameters(chat_completion.TransformersCompletionCreateParamsStreaming, total=False):  # type: ignore[misc, call-arg]
         top_k: int  # which vLLM has beside the protocol too
@@ -190,6 +214,18 @@ def _handlers(name: str, model: Any, tokenizer: Any, state: _State) -> tuple[Any
         _valid_params_class = CompletionParameters
 
     return Chat(_Models(), state), Completion(_Models(), state)
+
+
+def _stop_strings(stop: Any) -> list[str] | None:
+    """What ends the answer; None where nothing does. Raises HTTPException."""
+    from fastapi import HTTPException  # noqa: PLC0415
+
+    strings = [stop] if isinstance(stop, str) else stop or []
+    if not (isinstance(strings, list) and all(isinstance(one, str) for one in strings)):
+        raise HTTPException(400, "stop: expected a string, or a list of strings")
+    if len(strings) > MOST_STOPS:  # each is looked for at every token
+        raise HTTPException(400, f"stop: {len(strings)} strings; the limit is {MOST_STOPS}")
+    return [one for one in strings if one] or None
 
 
 def _judging(tokenizer: Any) -> Any:

@@ -22,6 +22,7 @@ from handler.errors import LoadError
 from handler.generation.application import Application, Asgi, note_accepted
 from handler.generation.engine import Engine, Load
 from handler.generation.sampling import choose
+from handler.generation.stopping import Until
 from handler.generation.tool_calls import Forgiving
 from handler.generation.transformers_application import make_application
 from handler.loading import DTYPES, OFFLINE, check_directory
@@ -188,7 +189,16 @@ def _manager(model: Any, config: HandlerConfig, most: int) -> Any:
             if response_parser is not None:
                 more["response_parser"] = Forgiving(response_parser)
             with self._router._lock:  # it says whom to tell only after it has added the request
-                return super().generate_streaming(model, processor, inputs, gen_config, **more)
+                queue, streamer = super().generate_streaming(model, processor, inputs, gen_config, **more)
+            if gen_config.stop_strings:
+
+                def end() -> None:
+                    gen_config.max_new_tokens = None  # at which the application would say `length`
+                    streamer.put = lambda output: None  # what is on its way; it would be counted
+                    streamer.cancel()
+
+                streamer._queue = Until(queue, gen_config.stop_strings, end)
+            return queue, streamer
 
         async def generate_non_streaming(
             self, model: Any, processor: Any, inputs: Any, gen_config: Any, request_id: str

@@ -1,7 +1,8 @@
 """OpenAI's `v1/embeddings`, for models that embed texts: numbers as a list, or base64 of little-endian float32.
 
-And `v1/models`, by which its clients ask for the names that `model` may have.
+And `v1/models`, by which its clients ask for the names that `model` may have, or `v1/models/NAME` for one of them.
 https://platform.openai.com/docs/api-reference/embeddings/create
+https://platform.openai.com/docs/api-reference/models/retrieve
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from handler.request import MOST_PROBLEMS, Call, TokenIds
 from handler.rules import TEXT, Rule, check, integer, key, one_of, optional
 from handler.wire import Message
 
+MODELS = "v1/models"
 TOKENS = "tokens"  # the column that usage is counted by
 
 
@@ -65,13 +67,19 @@ def write(task: Teller, done: Done, about: About) -> Mapping[str, Any]:
 def read_models(message: Message, document: Any, model: Model) -> Call:
     """What `v1/models` answers. Raises NotOffered."""
     _size(model)
-    return Call("", (), True, {}, wanted=models_document(_names(model)))
+    return Call("", (), True, {}, wanted=models_document(message.path, _names(model)))
 
 
-def models_document(names: Iterable[str]) -> dict[str, Any]:
-    """The names that `model` may have, in the protocol's shape."""
+def models_document(path: str, names: Iterable[str]) -> dict[str, Any]:
+    """The names that `model` may have, or the one in the path, in the protocol's shape. Raises NotOffered."""
     about = {"object": "model", "created": int(time.time()), "owned_by": "torchserve"}
-    return {"object": "list", "data": [{"id": name, **about} for name in names]}
+    models = {name: {"id": name, **about} for name in names}
+    wanted = path.strip("/").removeprefix(MODELS).strip("/")
+    if not wanted:
+        return {"object": "list", "data": [*models.values()]}
+    if wanted not in models:
+        raise NotOffered(f"model: only {', '.join(models)} is served here")
+    return models[wanted]
 
 
 def openai_error(error: HandlerError, message: str) -> Mapping[str, Any]:

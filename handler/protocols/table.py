@@ -3,7 +3,7 @@
 | what tells | protocol |
 | --- | --- |
 | TorchServe's Open Inference gRPC, or the header `Inference-Header-Content-Length` | open-inference |
-| the path `v2/infer`, `v2/metadata`, `v1/embeddings`, `v1/models` or `v1/hub` | that one; any other gets 404 |
+| the path `v2/infer`, `v2/metadata`, `v1/embeddings`, `v1/models(/NAME)` or `v1/hub` | that one, any other 404 |
 | the key `instances` | kserve-v1, Vertex AI |
 | the key `inputs`, a list of objects with a `datatype` | open-inference |
 | the key `inputs` | hugging-face |
@@ -24,7 +24,7 @@ from handler.protocols.hugging_face import HUB, HUGGING_FACE
 from handler.protocols.kserve_v1 import KSERVE_V1
 from handler.protocols.native import NATIVE, is_json
 from handler.protocols.open_inference import METADATA, OPEN_INFERENCE
-from handler.protocols.openai_embeddings import OPENAI_EMBEDDINGS, OPENAI_MODELS
+from handler.protocols.openai_embeddings import MODELS, OPENAI_EMBEDDINGS, OPENAI_MODELS
 from handler.protocols.protocol import Model, Protocol
 from handler.wire import OPEN_INFERENCE_GRPC, Message
 
@@ -32,7 +32,7 @@ PATHS: Mapping[str, Protocol] = {
     "v2/infer": OPEN_INFERENCE,
     "v2/metadata": METADATA,
     "v1/embeddings": OPENAI_EMBEDDINGS,
-    "v1/models": OPENAI_MODELS,
+    MODELS: OPENAI_MODELS,
     "v1/hub": HUB,
 }
 KEYS: Mapping[str, Callable[[Any], Protocol]] = {
@@ -63,6 +63,7 @@ def find(message: Message, model: Model) -> Spoken:
     if message.transport == OPEN_INFERENCE_GRPC or message.json_length:
         return Spoken(OPEN_INFERENCE, message)
     if path := message.path.strip("/"):
+        path = MODELS if path.startswith(f"{MODELS}/") else path
         if path not in PATHS:
             raise NotOffered(f"there is no such path; expected {', '.join(PATHS)}, or none")
         return Spoken(PATHS[path], message)

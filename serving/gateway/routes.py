@@ -48,7 +48,7 @@ ROUTES = (
     Route("predict", "POST", "/predictions/(MODEL)", r"\1"),
     Route("predict", "POST", "/predictions/(MODEL)/(VERSION)", r"\1/\2"),
     Route("predict", "POST", "/predictions/(MODEL)/(VERSION)/((?:v1|v2)(?:/[a-z]{1,40}){1,4})", r"\1/\2", r"\3"),
-    Route("predict", "GET", "/predictions/(MODEL)/(VERSION)/(v1/models|v2/metadata)", r"\1/\2", r"\3"),
+    Route("predict", "GET", "/predictions/(MODEL)/(VERSION)/(v1/models(?:/MODEL)?|v2/metadata)", r"\1/\2", r"\3"),
     # KServe's, version 1 and 2 (Open Inference Protocol).
     Route("model", "GET", "/v1/models/(MODEL)", r"\1"),
     Route("predict", "POST", "/v1/models/(MODEL):predict", r"\1"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from asyncio import Queue
 from dataclasses import replace
 from functools import partial
 
@@ -11,6 +12,7 @@ import pytest
 from handler.generation import openai_requests
 from handler.generation.application import Application
 from handler.generation.openai_protocol import Usage, bounded, refused
+from handler.generation.stopping import Until
 from handler.generation.transformers_engine import in_few_sizes, kept_graphs, padded
 from handler.request import MOST_PROBLEMS
 from tests.support import frames, tiny_models, worker
@@ -82,8 +84,14 @@ def test_the_openai_protocol(frontend, alone):
     assert completed["choices"][0]["text"] == text
     models = frontend.ask(b"", "v1/models").document
     assert [model["id"] for model in models["data"]] == ["tiny", "org/tiny"]
-    called = frontend.ask({"model": "org/tiny", "prompt": PROMPTS[0], "max_tokens": NEW}, COMPLETIONS).document
-    assert called["choices"][0]["text"] == text
+    assert frontend.ask(b"", "v1/models/org/tiny").document == models["data"][1]
+    absent = frontend.ask(b"", "v1/models/other")
+    assert (
+        absent.status == 404 and absent.document["error"]["message"] == "model: only tiny, org/tiny is served here"
+    )
+    for name in ("org/tiny", None, "dummy"):  # the last one is huggingface_hub 2.4's, where it was told no name
+        called = frontend.ask({"model": name, "prompt": PROMPTS[0], "max_tokens": NEW}, COMPLETIONS).document
+        assert called["choices"][0]["text"] == text and called["model"] == "tiny"
 
 
 def test_streams_say_the_same_piece_by_piece(frontend, alone):
@@ -98,6 +106,7 @@ def test_streams_say_the_same_piece_by_piece(frontend, alone):
     assert last == "[DONE]" and chunks[-1]["choices"][0]["finish_reason"]
     assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == whole(text)
     assert not any("usage" in chunk for chunk in chunks)
+    assert [chunk["choices"][0]["finish_reason"] for chunk in chunks[:-1]] == [None] * (len(chunks) - 1)
 
 
 def test_a_stream_ends_with_its_usage_where_it_is_asked_for(frontend, alone):
@@ -179,7 +188,16 @@ def test_each_request_samples_for_itself(frontend, alone):
         ("", {"prompt": "a", "max_new_tokens": 65}, 422, "the limit is 64"),
         ("", {"prompt": "a", "temperature": 3}, 422, "temperature"),
         ("", {"prompt": "a", "topp": 1}, 422, "did you mean top_p"),
-        ("", {"prompt": "a", "seed": 7}, 400, "seed: this engine does not do this"),
+        ("", {"prompt": "a", "seed": 7, "temperature": 1}, 400, "seed: this engine does not do this"),
+        (CHAT, {"messages": [{"role": "user", "content": "a"}], "stop": 5}, 400, "stop: expected a string, or"),
+        (CHAT, {"messages": [{"role": "user", "content": "a"}], "stop": ["a", 5]}, 400, "a list of strings"),
+        (COMPLETIONS, {"prompt": "a", "stop": ["a"] * 17}, 400, "stop: 17 strings; the limit is 16"),
+        (
+            CHAT,
+            {"messages": [{"role": "user", "content": "a"}], "store": True},
+            400,
+            "store: this engine does not do this",
+        ),
         ("", {"prompt": "a " * 600}, 400, "the model reads at most 512"),
         ("", {"messages": []}, 422, "messages"),
         ("", {"messages": [{"role": "wizard", "content": "a"}]}, 400, "messages[0].role"),
@@ -197,12 +215,12 @@ def test_each_request_samples_for_itself(frontend, alone):
         (CHAT, {"messages": [{"role": "user", "content": "a"}], "model": "other"}, 404, "only tiny, org/tiny"),
         (CHAT, {"messages": [{"role": "user", "content": "a"}], "max_tokens": 65}, 400, "the limit is 64"),
         (CHAT, {"messages": [{"role": "user", "content": "a"}], "tools": 5}, 400, "tools: this engine"),
-        (CHAT, {"messages": [{"role": "user", "content": "a"}], "parallel_tool_calls": False}, 400, "parallel"),
+        (CHAT, {"messages": [{"role": "user", "content": "a"}], "tool_choice": "required"}, 400, "tool_choice"),
         (CHAT, {"messages": [{"role": "user", "content": "a"}], "chat_template_kwargs": "x"}, 400, "an object"),
         (CHAT, {"messages": [{"role": "assistant", "tool_calls": "x"}]}, 400, "messages[0].tool_calls"),
         (CHAT, {"messages": [{"role": "assistant", "tool_calls": [{}]}]}, 400, "messages[0].tool_calls"),
         (CHAT, {"messages": [{"role": "assistant", "tool_calls": [called("{")]}]}, 400, "arguments are JSON"),
-        (COMPLETIONS, {"prompt": ["a"]}, 400, "prompt"),
+        (COMPLETIONS, {"prompt": ["a", "b"]}, 400, "one at a time"),
         (COMPLETIONS, {"prompt": "a", "logprobs": 0}, 400, "logprobs: this engine"),
         ("load_model", {"model": "x"}, 404, "no such path"),
         ("reset", {}, 404, "no such path"),
@@ -247,6 +265,8 @@ def test_a_conversation_goes_on_with_what_was_answered(frontend):
             ([*plain[:1], {**said, "tool_calls": []}, plain[2]], {}),
         )
     ]
+    thought = {**said, "content": None, "reasoning_content": "b"}  # and was cut off before it said anything
+    assert frontend.ask({"messages": [*plain[:1], thought, plain[2]]}, CHAT).status == 200
     assert len({answer.document["choices"][0]["message"]["content"] for answer in answers}) == 1
 
 
@@ -268,14 +288,88 @@ def test_what_is_said_beside_a_call_is_read(frontend):
         {"stop": []},
         {"logit_bias": {}},
         {"tools": []},
+        {"tools": [], "tool_choice": "auto", "parallel_tool_calls": False},
         {"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "none"},
         {"top_logprobs": 0, "presence_penalty": 0.0},
         {"modalities": ["text"]},
+        {"seed": 1234, "temperature": 0},  # lm-eval 0.4's local-chat-completions
+        {"seed": 7},  # of a model that takes the likeliest token by itself
+        {"top_k": -1, "min_p": 0, "repetition_penalty": 1.0},  # vLLM's words for nothing
         {"stream": True, "stream_options": {"include_usage": True, "include_obfuscation": False}},
     ],
 )
 def test_what_asks_for_nothing_is_no_reason_to_refuse(frontend, nothing):
     assert frontend.ask({"messages": messages("a"), "max_tokens": 1, **nothing}, CHAT).status == 200
+
+
+def test_a_list_of_one_prompt_is_that_prompt(frontend):
+    """As langchain-openai 1.7's OpenAI sends it, with what asks for nothing."""
+    asked = {"frequency_penalty": 0, "logprobs": None, "n": 1, "presence_penalty": 0, "seed": None}
+    asked |= {"max_tokens": NEW, "temperature": 0, "top_p": 1}
+    texts = [frontend.ask({"prompt": prompt, **asked}, COMPLETIONS).document for prompt in ("a", ["a"])]
+    assert texts[0]["choices"] == texts[1]["choices"]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_an_answer_ends_where_a_stop_string_begins(service, frontend, alone, stream):
+    """And the engine goes on for nobody. smolagents 1.26's agents send them, and AI SDK 6's completions."""
+    text, size, new = alone(PROMPTS[0])
+    stop = text[8:11]
+    wanted = text[: text.index(stop)]
+    asked = {"messages": messages(PROMPTS[0]), "max_tokens": 64, "stop": ["never said", stop], "stream": stream}
+    chat = frontend.ask({**asked, "stream_options": {"include_usage": True}}, CHAT)
+    native = frontend.ask({"prompt": PROMPTS[0], "stop": stop, "stream": stream})
+    if stream:
+        *chunks, ended, last, done = chat.events
+        assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == wanted
+        assert (done, ended["choices"][0]["finish_reason"]) == ("[DONE]", "stop")
+        assert "".join(event["text"] for event in native.events[:-1]) == wanted
+    else:
+        last = chat.document
+        message = {"role": "assistant", "content": wanted}
+        assert last["choices"] == [{"index": 0, "finish_reason": "stop", "message": message}]
+        assert (native.document["response"], native.document["finish_reason"]) == (wanted, "stop")
+    assert last["usage"]["prompt_tokens"] == size and 0 < last["usage"]["completion_tokens"] < new
+    settled(service)
+
+
+def test_a_stop_string_ends_a_completion_too(frontend, alone):
+    text, _, _ = alone(PROMPTS[0], chat=False)
+    asked = {"prompt": PROMPTS[0], "max_tokens": NEW}
+    cut = frontend.ask({**asked, "stop": text[5:7]}, COMPLETIONS).document
+    assert cut["choices"] == [{"index": 0, "finish_reason": "stop", "text": text[: text.index(text[5:7])]}]
+    kept = frontend.ask({**asked, "stop": ["never said", ""]}, COMPLETIONS).document
+    assert whole(kept["choices"][0]["text"]) == whole(text)
+    assert kept["choices"][0]["finish_reason"] == "length" and kept["object"] == "text_completion"
+
+
+@pytest.mark.parametrize("pieces", [["ab", "c", "d"], ["a", "b", "cd"], ["abcd"]])
+@pytest.mark.parametrize(
+    ("strings", "said"),
+    [
+        (["cd"], "ab"),
+        (["bcx"], "abcd"),
+        (["abc", "b"], "a"),
+        (["b", "bc"], "a"),
+        (["d", "abcde"], "abc"),
+        (["abcd"], ""),
+    ],
+)
+def test_a_stop_string_is_found_in_whatever_pieces_it_comes(strings, said, pieces):
+    queue, ends = Queue(), []
+    until = Until(queue, strings, lambda: ends.append(True))
+    for piece in (*pieces, None):
+        until.put_nowait(piece)
+    *told, last = [queue.get_nowait() for _ in range(queue.qsize())]
+    assert "".join(told) == said and last is None and bool(ends) == (said != "abcd")
+
+
+def test_top_k_of_all_is_no_limit(frontend):
+    """As vLLM has it: 0 and -1 are all tokens, so the draw is not the likeliest one each time."""
+    asked = {"messages": messages("a"), "max_tokens": NEW, "temperature": 2}
+    for top_k in (0, -1):
+        answers = [frontend.ask({**asked, "top_k": top_k}, CHAT).document for _ in range(8)]
+        assert len({answer["choices"][0]["message"]["content"] for answer in answers}) > 1
 
 
 @pytest.mark.parametrize(

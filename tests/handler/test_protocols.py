@@ -307,6 +307,10 @@ def test_an_embedder_is_known_by_its_name_on_the_hub(tiny, services):
     assert embeddings(named, input=ONE, model="other")[0] == 404
     models = good(named, frames.post(b"", "", url_path="v1/models"))
     assert models["object"] == "list" and [model["id"] for model in models["data"]] == ["tiny", "org/tiny"]
+    one = good(named, frames.post(b"", "", url_path="v1/models/org/tiny"))
+    assert one == {**one, "id": "org/tiny", "object": "model"}
+    status, document = ask(named, frames.post(b"", "", url_path="v1/models/other"))
+    assert status == 404 and "only tiny, org/tiny" in document["error"]["message"]
 
 
 def test_a_model_that_embeds_nothing_has_no_openai_protocol(services):

@@ -62,11 +62,9 @@ def calling(tmp_path):
     return start
 
 
-@pytest.mark.parametrize("stream", [True, False])
-def test_who_leaves_is_cancelled_within_two_seconds(service, frontend, stream):
-    left = [
-        frontend.post({"messages": messages("a"), "max_tokens": LONG, "stream": stream}, CHAT) for _ in range(8)
-    ]
+@pytest.mark.parametrize("asked", [{"stream": True}, {"stream": False}, {"stop": "never said"}])
+def test_who_leaves_is_cancelled_within_two_seconds(service, frontend, asked):
+    left = [frontend.post({"messages": messages("a"), "max_tokens": LONG, **asked}, CHAT) for _ in range(8)]
     while wing(service).engine.load().running < 8:
         frontend.round()
     for client in left[1:]:
@@ -185,6 +183,19 @@ def test_a_call_that_is_none_is_text(calling, close):
     said = "".join(event["choices"][0]["delta"].get("content") or "" for event in streamed.events[:-1])
     assert said == whole["message"]["content"]
     settled(service)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_stop_string_is_looked_for_in_what_is_said_beside_a_call(calling, stream):
+    frontend = Frontend(calling("</tool_call>"))
+    asked = {"messages": messages(PROMPTS[0]), "max_tokens": 200}
+    text = frontend.ask(asked, CHAT).document["choices"][0]["message"]["content"]
+    stop = text[4:7]
+    answered = frontend.ask({**asked, "stop": stop, "stream": stream}, CHAT)
+    choices = [event["choices"][0] for event in answered.events[:-1]] if stream else answered.document["choices"]
+    said = [choice.get("delta" if stream else "message") for choice in choices]
+    assert "".join(one.get("content", "") for one in said) == text[: text.index(stop)]
+    assert choices[-1]["finish_reason"] == "stop"
 
 
 def test_a_model_that_gives_no_numbers_fails_what_has_begun(model):

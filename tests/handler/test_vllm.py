@@ -42,6 +42,7 @@ from tests.support.rounds import (
 
 CHAT, COMPLETIONS, EMBEDDINGS = "v1/chat/completions", "v1/completions", "v1/embeddings"
 NAMED = {"type": "function", "function": {"name": "f"}}
+VALUE = {"type": "json_object", "value": {"type": "object"}}  # as huggingface_hub 2.4 sends a schema
 SMALL = {"enforce_eager": True, "kv_cache_memory_bytes": 50_000_000, "max_model_len": 512}
 ADAPTED = {"enable_lora": True, "lora_modules": [{"name": "parrot", "path": "adapters/parrot"}]}
 
@@ -142,6 +143,11 @@ def test_many_prompts_a_bias_and_a_schema(model, frontend, alone):
     assert json.loads(judged["choices"][0]["message"]["content"]) in ("yes", "no")
 
 
+def test_no_tools_are_no_reason_to_refuse(frontend):
+    nothing = {"tools": [], "tool_choice": "auto", "parallel_tool_calls": False, "top_k": -1, "min_p": 0}
+    assert frontend.ask({"messages": messages("a"), "max_tokens": 1, **nothing}, CHAT).status == 200
+
+
 def test_a_completions_stream_tells_its_usage(frontend, alone):
     text, size, new = alone(PROMPTS[0], chat=False)
     asked = {"prompt": PROMPTS[0], "max_tokens": NEW, "temperature": 0, "stream": True}
@@ -194,6 +200,7 @@ def test_an_adapter_says_what_its_merged_weights_say(model, frontend, alone, tmp
             "structured_outputs: expected an object",
         ),
         (CHAT, {"messages": messages("a"), "tools": [{}], "tool_choice": NAMED}, 400, "tools: expected"),
+        (CHAT, {"messages": messages("a"), "response_format": VALUE}, 400, "a schema is given as json_schema"),
         (CHAT, {"messages": messages("a"), "logit_bias": {"99999999": 1}}, 400, "99999999"),
         (CHAT, {"messages": messages("a"), "logit_bias": {"99999999": 1}, "stream": True}, 400, "99999999"),
         (CHAT, {"messages": messages("a"), "return_token_offsets": True}, 400, "return_token_offsets"),

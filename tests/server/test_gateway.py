@@ -191,6 +191,8 @@ def test_the_openai_client(server, tokens):
     said = "".join(piece.choices[0].delta.content or "" for piece in pieces)
     assert whole(said) == whole(answer.choices[0].message.content)
     assert [model.id for model in client.models.list()] == ["chat", HUB_NAME]
+    direct = openai.OpenAI(base_url=f"{server.gateway_url}/predictions/chat/1.0/v1", api_key=client.api_key)
+    assert client.models.retrieve("chat").id == direct.models.retrieve("chat").id == "chat"
     with pytest.raises(openai.NotFoundError):
         client.chat.completions.create(model="other", messages=messages)
     with pytest.raises(openai.AuthenticationError):

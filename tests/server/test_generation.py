@@ -80,7 +80,7 @@ def worker_pid(server):
 
 
 def test_the_openai_client(chat, wanted):
-    assert [model.id for model in chat.models.list()] == ["chat"]
+    assert [model.id for model in chat.models.list()] == ["chat"] == [chat.models.retrieve("chat").id]
     for prompt in PROMPTS:
         answer = chat.chat.completions.create(model="chat", messages=messages(prompt), max_tokens=NEW)
         assert answer.choices[0].message.content == wanted[prompt] and answer.model == "chat"
