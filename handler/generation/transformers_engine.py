@@ -10,6 +10,7 @@ import copy
 import importlib
 import logging
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -190,14 +191,8 @@ def _manager(model: Any, config: HandlerConfig, most: int) -> Any:
                 more["response_parser"] = Forgiving(response_parser)
             with self._router._lock:  # it says whom to tell only after it has added the request
                 queue, streamer = super().generate_streaming(model, processor, inputs, gen_config, **more)
-            if gen_config.stop_strings:
-
-                def end() -> None:
-                    gen_config.max_new_tokens = None  # at which the application would say `length`
-                    streamer.put = lambda output: None  # what is on its way; it would be counted
-                    streamer.cancel()
-
-                streamer._queue = Until(queue, gen_config.stop_strings, end)
+                if gen_config.stop_strings:
+                    streamer._queue = Until(queue, gen_config.stop_strings, partial(_end, streamer, gen_config))
             return queue, streamer
 
         async def generate_non_streaming(
@@ -219,6 +214,13 @@ def _manager(model: Any, config: HandlerConfig, most: int) -> Any:
     manager = PerRequest()
     manager.start()
     return manager
+
+
+def _end(streamer: Any, asked: GenerationConfig) -> None:
+    """Ends a stream at its stop string."""
+    asked.max_new_tokens = None  # at which the application would say `length`
+    streamer.put = lambda output: None  # what is on its way; it would be counted
+    streamer.cancel()
 
 
 class _Nobody:
