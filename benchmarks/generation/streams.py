@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-from benchmarks.http_client import HOST, each_once, post
+from benchmarks.http_client import HOST, Pool, each_once, post
 from benchmarks.processes import Failed
 
 TIMEOUT = 300  # s for one answer
@@ -68,18 +68,17 @@ def has_text(line: bytes) -> bool:
 
 async def whole(port: int, path: str, bodies: Sequence[bytes], connections: int, tokens: int) -> float:
     """Tokens a second of whole answers. Raises Failed where one is not as long as it should be."""
+    pool = Pool(port)
 
     async def read(body: bytes) -> None:
-        reader, writer = await asyncio.open_connection(HOST, port, limit=LIMIT)
-        writer.write(post(path, body, port))
-        head = await reader.readuntil(b"\r\n\r\n")
-        length = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
-        answer = json.loads(await reader.readexactly(length))
-        if answer.get("output_token_count") != tokens:
-            raise Failed(f"answered {answer}"[:200])
-        writer.close()
+        reply = await pool.ask(post(path, body, port), time.perf_counter())
+        if reply.status != 200 or json.loads(reply.body).get("output_token_count") != tokens:
+            raise Failed(f"answered {reply.status}, {reply.body.decode(errors='replace')}"[:200])
 
-    return tokens * await _rate(read, bodies, connections)
+    try:
+        return tokens * await _rate(read, bodies, connections)
+    finally:
+        pool.close()
 
 
 async def _rate(read: Callable[[bytes], Awaitable[None]], bodies: Sequence[bytes], connections: int) -> float:
