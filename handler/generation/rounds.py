@@ -6,8 +6,8 @@ all. `context.stopping_criteria` says of each answer whether it goes on; a row w
 it from `context.request_ids`, from which the reply is written (otf_message_handler.py:78).
 
 The frontend looks whether a client is still there only when its answer goes on with something
-(ContinuousBatching.java:105), so a request that is long silent is answered with a line feed, which means nothing
-in JSON (RFC 8259, 2) nor between events (HTML, 9.2.6).
+(ContinuousBatching.java:105), so one that has long been silent is answered with line feeds, which mean nothing in
+JSON (RFC 8259, 2) nor between events (HTML, 9.2.6).
 """
 
 from __future__ import annotations
@@ -110,9 +110,8 @@ class Generation:
         self._follow = 0  # rounds that are to be short: an answer has ended
         # Looks without a round. Not seconds: of a process that does not get to run, the watch is part.
         self._silent = 0.0
-        self._owed = (
-            False  # whether the frontend has to come back: it drops none but those that it got a piece for
-        )
+        # Whether the frontend has to come back: it forgets none but those that were answered with something.
+        self._owed = False
         self._lock = threading.Lock()  # of the live ones: a round against the watch
         threading.Thread(target=self._watch, name="silence", daemon=True).start()
 

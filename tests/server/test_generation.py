@@ -173,6 +173,17 @@ def test_who_leaves_is_noticed_within_two_seconds(lasting, gateway, stream):
     until(lambda: metrics(lasting)["HandlerRunning"] == 0, 2 + 2 * GAUGE_SECONDS)
 
 
+@pytest.mark.parametrize("gateway", [True, False])
+def test_a_whole_answer_that_takes_long_is_read_by_the_openai_client(lasting, gateway):
+    url = f"{lasting.gateway_url}/v1" if gateway else f"{lasting.inference_url}/predictions/chat/1.0/v1"
+    with openai.OpenAI(base_url=url, api_key="-", max_retries=0) as client:
+        said = client.chat.completions.with_raw_response.create(
+            model="chat", messages=messages("a"), max_tokens=LONG // 2
+        )
+    assert said.text.startswith("\n\n") and said.headers["content-type"].startswith("application/json")
+    assert said.parse().usage.completion_tokens == LONG // 2
+
+
 def test_a_worker_that_dies_answers_everybody_at_once(server):
     with ThreadPoolExecutor(8) as threads:
         asked = [
