@@ -326,7 +326,8 @@ def test_settings_of_the_other_engine_are_refused(section, says):
     ],
 )
 def test_it_sees_the_gpus_that_it_is_to_take(monkeypatch, server, vllm, before, after):
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # so that it is as it was when this test has ended
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     if before:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", before)
     handler = {"task": "text-generation", "engine": "vllm", "vllm": vllm}

@@ -219,7 +219,8 @@ def test_who_asks_how_a_model_is_starts_no_nvidia_smi(store, tmp_path):
     machine = tmp_path / "nvidia-smi"
     machine.write_text(f'#!/bin/sh\necho "$*" >>{tmp_path}/asked\nprintf "index\\n0\\n"\n')
     machine.chmod(0o755)
-    with Serving(store, ["tiny.mar"], environment={"PATH": f"{tmp_path}:{os.environ['PATH']}"}) as server:
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    with Serving(store, ["tiny.mar"], environment={"PATH": path, "CUDA_VISIBLE_DEVICES": ""}) as server:
         [worker] = ManagementClient(server.management_url).describe("tiny").workers
         assert worker.gpu and worker.status == "READY"
     assert (tmp_path / "asked").read_text() == "--query-gpu=index --format=csv\n"

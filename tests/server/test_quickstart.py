@@ -75,6 +75,7 @@ def test_a_failed_load_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(program, "NAME", "wrong")
     monkeypatch.setattr(program, "LOG", tmp_path / "log")
     monkeypatch.setattr(program, "ROOT", tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # as scripts/quickstart.sh does
     try:
         with pytest.raises(program.Failed, match=r"handler\.max_tokens is 100000"):
             base = free_ports(5)
