@@ -50,7 +50,7 @@ OF_NO_TOOLS: Mapping[str, tuple[object, ...]] = {
     "tool_choice": ("auto", "none"),
     "parallel_tool_calls": (True, False),
 }
-DRAWN = frozenset(("temperature", "top_p", "top_k"))  # each asks for a draw, but a temperature of 0
+DRAWN = ("temperature", "top_p", "top_k")  # each asks for a draw, but a temperature of 0
 # Of a message; what is beside it would be passed over, and so would a word that is misspelt.
 MESSAGE = frozenset(("role", "content", "name", "tool_calls", "tool_call_id", "reasoning", "reasoning_content"))
 STREAM_OPTIONS = frozenset(("include_usage", "include_obfuscation"))
@@ -128,7 +128,7 @@ def judge(path: str, document: Document, fields: frozenset[str], limits: Limits,
         said = {name: value for name, value in said.items() if not _is_nothing(name, value, OF_NO_TOOLS)}
     if said.get("tool_choice") == "none" and "tool_choice" not in fields:
         said = {name: value for name, value in said.items() if name not in ("tool_choice", "tools")}
-    if said.get("temperature") == 0 or not (draws or said.keys() & DRAWN):  # the likeliest, whatever the seed
+    if said.get("temperature") == 0 or not (draws or said.keys() & set(DRAWN)):  # the likeliest, whatever the seed
         said = {name: value for name, value in said.items() if name != "seed" or name in fields}
     said = {name: value for name, value in said.items() if name in fields or not _is_nothing(name, value)}
     # A body of 1 MB has room for 100,000 wrong names, and each one's likeness to the known takes time.

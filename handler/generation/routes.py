@@ -31,7 +31,7 @@ from handler.generation.openai_protocol import (
     text_of,
     written,
 )
-from handler.generation.openai_requests import Limits, judge
+from handler.generation.openai_requests import DRAWN, Limits, judge
 from handler.protocols import protocol
 from handler.protocols.openai_embeddings import MODELS, models_document, openai_error
 from handler.request import MOST_PROBLEMS
@@ -104,7 +104,6 @@ class Sampling:
 
 UNNAMED = "dummy"  # what huggingface_hub's InferenceClient(base_url=…) has for a model that it was not told
 STREAMED = "generate-stream"  # the native route, with `stream` said by the path
-DRAWN = ("temperature", "top_p", "top_k")
 PASSED_ON = (*DRAWN, "stop", "presence_penalty", "frequency_penalty", "seed")
 
 

@@ -13,6 +13,7 @@ from typing import Any, get_type_hints
 from handler.errors import MAX_MESSAGE
 from handler.generation.application import Asgi, Event
 from handler.generation.openai_protocol import CHAT, COMPLETIONS, Document, Stream, as_whole
+from handler.generation.openai_requests import DRAWN
 from handler.generation.tool_calls import forgive
 from handler.protocols.openai_embeddings import error_document
 
@@ -158,7 +159,7 @@ def _handlers(name: str, model: Any, tokenizer: Any, state: _State) -> tuple[Any
             asked = super()._build_generation_config(body, base, use_cb=use_cb)  # type: ignore[misc]
             asked.max_new_tokens = body.get("max_tokens")
             asked.stop_strings = _stop_strings(asked.stop_strings)  # or those of the model's own configuration
-            if any(body.get(field) is not None for field in ("temperature", "top_p", "top_k")):
+            if any(body.get(field) is not None for field in DRAWN):
                 asked.do_sample = body.get("temperature") != 0
                 asked.top_k = max(body.get("top_k") or 0, 0)  # a model's own is for its own temperature
             return asked

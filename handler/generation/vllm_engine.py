@@ -23,6 +23,7 @@ from handler.generation.application import Application, Asgi, note_accepted
 from handler.generation.engine import Engine, Load
 from handler.generation.guard import guard
 from handler.generation.openai_protocol import CHAT, COMPLETIONS, EMBEDDINGS
+from handler.generation.openai_requests import DRAWN
 from handler.generation.vllm_arguments import read_arguments
 from handler.loading import OFFLINE, check_directory
 
@@ -104,7 +105,7 @@ def build(directory: Path, config: ModelConfig, device: torch.device, name: str)
     tokenizer = transformers.AutoTokenizer.from_pretrained(directory, **OFFLINE)
     adapters = tuple(module.name for module in arguments.lora_modules or ())
     about = {"engine": "vllm", "dtype": config.handler.dtype}
-    drawn = client.model_config.get_diff_sampling_param().keys() & {"temperature", "top_p", "top_k"}
+    drawn = client.model_config.get_diff_sampling_param().keys() & set(DRAWN)
     return Engine(
         application,
         fields=_fields(tasks),

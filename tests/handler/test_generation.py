@@ -9,7 +9,7 @@ from functools import partial
 
 import pytest
 
-from handler.generation import openai_requests
+from handler.generation import openai_requests, rounds
 from handler.generation.application import Application
 from handler.generation.openai_protocol import Usage, bounded, refused
 from handler.generation.stopping import Until
@@ -485,6 +485,9 @@ def test_bad_and_good_share_a_round(frontend, alone):
 
 def test_an_answer_that_is_too_large_is_its_requests_alone(service, frontend, alone, monkeypatch):
     """TorchServe would kill the worker for it (CodecUtils.java:26)."""
+    monkeypatch.setattr(
+        rounds, "SIGN_SECONDS", 60.0
+    )  # however slow it is, its status is not out before it has one
 
     def limit(size):
         handler = replace(wing(service).config.handler, max_response_bytes=size)

@@ -27,10 +27,7 @@ def started(directory, **handler):
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """Of which no answer ends before its cap."""
-    model = tiny_models.chatter(tmp_path_factory.mktemp("chat") / "model", positions=4096)
-    for path in (model / "config.json", model / "generation_config.json"):
-        path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token_id": None}))
-    return model
+    return tiny_models.endless(tiny_models.chatter(tmp_path_factory.mktemp("chat") / "model", positions=4096))
 
 
 @pytest.fixture(scope="module")

@@ -224,6 +224,9 @@ def test_a_cap_over_the_context_is_no_reason_to_refuse(service, frontend, monkey
 
 
 def test_logprobs_beyond_the_limit_cost_the_worker_nothing(service, frontend, monkeypatch):
+    monkeypatch.setattr(
+        rounds, "SIGN_SECONDS", 60.0
+    )  # however slow it is, its status is not out before it has one
     handler = replace(wing(service).config.handler, max_response_bytes=10_000)
     monkeypatch.setattr(wing(service), "config", replace(wing(service).config, handler=handler))
     asked = {"messages": messages("a"), "logprobs": True, "top_logprobs": 20, "max_tokens": 32, "n": 4}

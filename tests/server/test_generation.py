@@ -16,6 +16,7 @@ import pytest
 import requests
 
 from client import ManagementClient
+from handler.generation.measures import GAUGE_SECONDS
 from tests.support import archives, tiny_models
 from tests.support.grpc import Inference
 from tests.support.openai_clients import twenty_four_say
@@ -27,7 +28,6 @@ pytestmark = pytest.mark.server
 
 NEW = 24
 LONG = 3000  # tokens of an answer that takes many seconds
-GAUGE_SECONDS = 1.0  # between two looks, of the handler at the engine
 FLAGS = ("--set=batchSize=32", "--set=handler.max_new_tokens=400", "--set=jobQueueSize=100")
 
 
@@ -48,9 +48,7 @@ def server(model, tmp_path_factory):
 def lasting(tmp_path_factory):
     """A server of a model that goes on and on."""
     store = tmp_path_factory.mktemp("lasting")
-    model = tiny_models.chatter(store / "model", positions=2 * LONG)
-    for path in (model / "config.json", model / "generation_config.json"):
-        path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token_id": None}))
+    model = tiny_models.endless(tiny_models.chatter(store / "model", positions=2 * LONG))
     archives.build_model(store, "chat", model, "text-generation", f"--set=handler.max_new_tokens={LONG}")
     with served(store, ["chat.mar"], "--gateway") as running:
         yield running

@@ -197,6 +197,13 @@ def chatter(directory: Path, layers: int = 2, hidden: int = 64, positions: int =
     return _spread(LlamaForCausalLM(config), directory, "lm_head")
 
 
+def endless(model: Path) -> Path:
+    """A model, none of whose answers ends before its cap any more."""
+    for path in (model / "config.json", model / "generation_config.json"):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token_id": None}))
+    return model
+
+
 def adapter(model: Path, directory: Path, rank: int = 4, alpha: int = 8) -> Path:
     """A LoRA adapter of a chatter's attention, as PEFT writes it."""
     modules = ("q_proj", "v_proj", "o_proj")
