@@ -38,7 +38,8 @@ from handler.generation.engine import ENGINES, Engine
 from handler.generation.measures import Gauges, Timed, log
 from handler.generation.openai_protocol import COMPLETIONS, EMBEDDINGS, event_of, refused
 from handler.generation.openai_requests import Limits
-from handler.generation.routes import EVENT_STREAM, Route, Served, find, refusal
+from handler.generation.route import EVENT_STREAM, Route, Served
+from handler.generation.routes import find, refusal
 from handler.protocols.openai_embeddings import error_document
 from handler.wire import JSON, Message, Reply
 

@@ -1,0 +1,43 @@
+"""What a route is: what a request asks the engine for, and how its answer is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from handler.errors import HandlerError
+from handler.generation.application import Ask
+from handler.generation.engine import Engine
+from handler.generation.openai_protocol import Usage
+from handler.generation.openai_requests import Limits
+from handler.wire import Reply, error_reply
+
+EVENT_STREAM = "text/event-stream; charset=utf-8"  # it always is, but clients go by the type
+
+
+@dataclass(frozen=True)
+class Served:
+    """What routes have to know of the model."""
+
+    name: str  # in URLs, and of `model`
+    engine: Engine
+    limits: Limits
+    max_body_bytes: int
+    also_called: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What `model` may be: the model's own names, and its adapters'."""
+        return (self.name, *self.also_called, *self.engine.adapters)
+
+
+@dataclass(frozen=True)
+class Route:
+    """Where a request goes, and how its answer comes back."""
+
+    ask: Ask
+    whole: Callable[[int, bytes, str], Reply]  # status, body and content type of the application's answer
+    piece: Callable[[bytes, bool], bytes]  # bytes of its stream, and whether they are the last
+    streams: bool  # whether that is what was asked for
+    refuse: Callable[[HandlerError], Reply] = error_reply  # in the shape of its protocol
+    usage: Usage = field(default_factory=Usage)  # what has been seen of its answer
