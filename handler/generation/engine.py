@@ -36,3 +36,4 @@ class Engine:
     context_tokens: int  # of a request, its answer included
     load: Callable[[], Load]
     adapters: tuple[str, ...] = ()  # names that `model` may have beside the model's own
+    tells_stop: bool = False  # whether a choice that ended at a string of `stop` has it as `stop_reason`

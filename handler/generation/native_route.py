@@ -7,8 +7,7 @@ from typing import Any
 
 import orjson
 
-from handler.errors import InvalidRequest, shortened
-from handler.generation.application import Ask
+from handler.errors import InvalidRequest
 from handler.generation.openai_protocol import (
     CHAT,
     COMPLETIONS,
@@ -16,10 +15,10 @@ from handler.generation.openai_protocol import (
     Stream,
     Usage,
     event_of,
+    message_of,
     text_of,
-    written,
 )
-from handler.generation.openai_requests import DRAWN, judge
+from handler.generation.openai_requests import DRAWN
 from handler.generation.route import Route, Served
 from handler.request import MOST_PROBLEMS
 from handler.rules import BOOLEAN, TEXT, Rule, check, integer, key, number, optional
@@ -70,23 +69,14 @@ def read(document: Document, served: Served) -> Route:
         raise InvalidRequest("prompt: expected either prompt or messages")
     if asked.max_new_tokens is not None and asked.max_tokens is not None:
         raise InvalidRequest("max_tokens: is another name of max_new_tokens; expected one of them")
-    most = served.limits.new_tokens
-    # vLLM refuses a number that is over all that the model reads, also one that was not asked for.
-    limit = asked.max_new_tokens or asked.max_tokens or min(most, served.engine.context_tokens)
-    if limit > most:
-        raise InvalidRequest(f"max_new_tokens: {limit}; the limit is {most}")
     body: Document = {name: getattr(asked, name) for name in PASSED_ON if getattr(asked, name) is not None}
-    if not served.engine.draws and not body.keys() & set(DRAWN):
-        body["temperature"] = 0  # vLLM's own default is 1, where the model's configuration says nothing
-    body |= {"max_tokens": limit, "stream": asked.stream}
+    body["stream"] = asked.stream
     path = CHAT if asked.messages is not None or served.engine.has_template else COMPLETIONS
     if path == CHAT:
         body["messages"] = asked.messages or [{"role": "user", "content": asked.prompt}]
     else:
         body["prompt"] = asked.prompt
-    body = {**judge(path, body, served.engine.fields[path], served.limits), "model": served.name}
-    if asked.stream:
-        body["stream_options"] = {"include_usage": True}
+    ask = served.ask(path, body, asked.max_new_tokens or asked.max_tokens)
     usage = Usage()
 
     def whole(status: int, body: bytes, content_type: str) -> Reply:
@@ -99,17 +89,14 @@ def read(document: Document, served: Served) -> Route:
         text = "".join(map(text_of, document.get("choices", ())))
         return event_of({"text": text}) if text else b""
 
-    return Route(Ask("POST", f"/{path}", written(body)), whole, Stream(tell).piece, asked.stream, usage=usage)
+    return Route(ask, whole, Stream(tell).piece, asked.stream, usage=usage)
 
 
 def _answer(status: int, document: Document, usage: Usage) -> Reply:
     """A whole answer of the OpenAI protocol as the native one's."""
     if status != 200:
-        error = document.get("error") or {}
-        message = error.get("message") if isinstance(error, dict) else None
         kind = "InvalidRequest" if status < 500 else "InternalError"
-        shown = str(message or "the engine refused the request")
-        shown = shortened(shown).encode("ascii", "replace").decode()
+        shown = message_of(document)
         return Reply(orjson.dumps({"error": {"code": status, "type": kind, "message": shown}}), status=status)
     usage.note(document)
     [choice] = document["choices"]

@@ -25,6 +25,7 @@ class Usage:
     prompt_tokens: int | None = None
     new_tokens: int | None = None
     finish_reason: str | None = None
+    stopped: bool = False  # by a string of `stop`, where the engine tells
     begun: bool = False  # whether something that the model said has passed
 
     def note(self, document: Document) -> None:
@@ -34,6 +35,7 @@ class Usage:
             self.new_tokens = usage.get("completion_tokens")
         for choice in document.get("choices") or ():
             self.finish_reason = choice.get("finish_reason") or self.finish_reason
+            self.stopped = self.stopped or isinstance(choice.get("stop_reason"), str)
             self.begun = self.begun or _says_something(choice)
 
 
@@ -42,13 +44,14 @@ class Stream:
     """An engine's events, one by one, whatever pieces they come in."""
 
     tell: Callable[[Document, bytes], bytes]  # an event, read and as it came -> what is said for it
+    end: Callable[[], bytes] = lambda: DONE  # what is said at the end
     unread: bytes = field(default=b"")  # the beginning of an event whose end has not come
 
     def piece(self, piece: bytes, last: bool) -> bytes:
         """What can be told now. transformers' application leaves out the protocol's last line."""
         *events, self.unread = (self.unread + piece).split(END)
         told = [self._told(event) for event in events]
-        return b"".join(told) + (DONE if last else b"")
+        return b"".join(told) + (self.end() if last else b"")
 
     def _told(self, event: bytes) -> bytes:
         data = event.strip().removeprefix(b"data: ")
@@ -88,6 +91,13 @@ def bounded(error: bytes) -> bytes:
         said["message"] = shortened(str(said["message"]))
         return orjson.dumps(document)
     return error
+
+
+def message_of(document: Document) -> str:
+    """What an error's document says, bounded, in ASCII."""
+    error = document.get("error")
+    said = error.get("message") if isinstance(error, dict) else None
+    return shortened(str(said or "the engine refused the request")).encode("ascii", "replace").decode()
 
 
 def written(document: Document) -> bytes:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from handler.errors import HandlerError
+from handler.errors import HandlerError, InvalidRequest
 from handler.generation.application import Ask
 from handler.generation.engine import Engine
-from handler.generation.openai_protocol import Usage
-from handler.generation.openai_requests import Limits
+from handler.generation.openai_protocol import Document, Usage, written
+from handler.generation.openai_requests import DRAWN, Limits, judge
 from handler.wire import Reply, error_reply
 
 EVENT_STREAM = "text/event-stream; charset=utf-8"  # it always is, but clients go by the type
@@ -29,6 +29,30 @@ class Served:
     def names(self) -> tuple[str, ...]:
         """What `model` may be: the model's own names, and its adapters'."""
         return (self.name, *self.also_called, *self.engine.adapters)
+
+    def ask(self, path: str, body: Document, new_tokens: int | None) -> Ask:
+        """What a protocol of its own terms asks of one of the engine's paths. Raises BadRequest or InvalidRequest.
+
+        Args:
+            path: CHAT or COMPLETIONS.
+            body: in OpenAI's terms.
+            new_tokens: the most of an answer, where the request says so.
+        """
+        most = self.limits.new_tokens
+        # vLLM refuses a number that is over all that the model reads, also one that was not asked for.
+        limit = new_tokens or min(most, self.engine.context_tokens)
+        if limit > most:
+            raise InvalidRequest(f"max_new_tokens: {limit}; the limit is {most}")
+        if not self.engine.draws and not body.keys() & set(DRAWN):
+            body = {
+                **body,
+                "temperature": 0,
+            }  # vLLM's own default is 1, where the model's configuration says nothing
+        asked = judge(path, {**body, "max_tokens": limit}, self.engine.fields[path], self.limits)
+        asked = {"model": self.name, **asked}
+        if asked.get("stream"):
+            asked["stream_options"] = {"include_usage": True}
+        return Ask("POST", f"/{path}", written(asked))
 
 
 @dataclass(frozen=True)

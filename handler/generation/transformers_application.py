@@ -10,10 +10,13 @@ import inspect
 import uuid
 from typing import Any, get_type_hints
 
+import orjson
+
 from handler.errors import MAX_MESSAGE
 from handler.generation.application import Asgi, Event
 from handler.generation.openai_protocol import CHAT, COMPLETIONS, Document, Stream, as_whole
 from handler.generation.openai_requests import DRAWN
+from handler.generation.several import all_of, each_alone, together
 from handler.generation.tool_calls import forgive
 from handler.protocols.openai_embeddings import error_document
 
@@ -33,7 +36,6 @@ NOT_DONE = frozenset(
         "metadata",
         "modalities",
         "moderation",
-        "n",
         "parallel_tool_calls",
         "prediction",
         "presence_penalty",
@@ -135,18 +137,22 @@ def _handlers(name: str, model: Any, tokenizer: Any, state: _State) -> tuple[Any
     from transformers.cli.serving import chat_completion, completion  # noqa: PLC0415
 
     class Strict:
-        """Takes one prompt, and knows one model."""
+        """Gives as many answers as are asked for, and knows one model."""
+
+        async def handle_request(self, body: dict[str, Any], request_id: str) -> Any:
+            asked = each_alone(body)
+            answer = super().handle_request  # type: ignore[misc]
+            if len(asked) == 1:
+                return await answer(asked[0], request_id)
+            if body.get("stream"):
+                raise HTTPException(400, "stream: the transformers engine streams one answer at a time")
+            answers = await all_of([answer(one, f"{request_id}-{index}") for index, one in enumerate(asked)])
+            answered = together([orjson.loads(one.body) for one in answers], body.get("n", 1))
+            return JSONResponse({**answered, "id": request_id})
 
         def _validate_request(self, body: dict[str, Any]) -> None:
-            match body.get("prompt", ""):
-                case [str(alone)]:  # as LangChain's OpenAI sends it
-                    body["prompt"] = alone
-                case str():
-                    pass
-                case _:
-                    raise HTTPException(
-                        400, "prompt: expected a string; the transformers engine takes one at a time"
-                    )
+            if not isinstance(body.get("prompt", ""), str):
+                raise HTTPException(400, "prompt: expected a string or a list of strings")
             if (most := body.pop("max_completion_tokens", None)) is not None:  # a name that it does not know
                 body["max_tokens"] = most
             body.pop("stream_options", None)  # usage always comes with the last chunk

@@ -115,6 +115,7 @@ def build(directory: Path, config: ModelConfig, device: torch.device, name: str)
         context_tokens=client.model_config.max_model_len,
         load=_load,
         adapters=adapters,
+        tells_stop=True,
     )
 
 

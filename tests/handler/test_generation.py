@@ -210,7 +210,8 @@ def test_each_request_samples_for_itself(frontend, alone):
         (CHAT, {"messages": [{"role": "assistant", "tool_calls": [called(DEEP)]}]}, 400, "arguments are JSON"),
         (CHAT, {"messages": [{"role": "user", "content": "a"}], "temperature": 3}, 400, "temperature"),
         (CHAT, {"messages": [{"role": "user", "content": "a"}], "max_tokens": 0}, 400, "max_tokens"),
-        (CHAT, {"messages": [{"role": "user", "content": "a"}], "n": 2}, 400, "n: this engine does not do this"),
+        (CHAT, {"messages": [{"role": "user", "content": "a"}], "n": 65}, 400, "at most"),
+        (CHAT, {"messages": [{"role": "user", "content": "a"}], "n": 2, "stream": True}, 400, "one answer at a"),
         (CHAT, {"messages": [{"role": "user", "content": "a"}], "wrong": 2}, 400, "wrong: this engine"),
         (CHAT, {"messages": [{"role": "user", "content": "a"}], "model": "other"}, 404, "only tiny, org/tiny"),
         (CHAT, {"messages": [{"role": "user", "content": "a"}], "max_tokens": 65}, 400, "the limit is 64"),
@@ -220,7 +221,8 @@ def test_each_request_samples_for_itself(frontend, alone):
         (CHAT, {"messages": [{"role": "assistant", "tool_calls": "x"}]}, 400, "messages[0].tool_calls"),
         (CHAT, {"messages": [{"role": "assistant", "tool_calls": [{}]}]}, 400, "messages[0].tool_calls"),
         (CHAT, {"messages": [{"role": "assistant", "tool_calls": [called("{")]}]}, 400, "arguments are JSON"),
-        (COMPLETIONS, {"prompt": ["a", "b"]}, 400, "one at a time"),
+        (COMPLETIONS, {"prompt": [1, 2]}, 400, "a string or a list of strings"),
+        (COMPLETIONS, {"prompt": ["a", "b"], "stream": True}, 400, "one answer at a time"),
         (COMPLETIONS, {"prompt": "a", "logprobs": 0}, 400, "logprobs: this engine"),
         ("load_model", {"model": "x"}, 404, "no such path"),
         ("reset", {}, 404, "no such path"),
@@ -308,6 +310,24 @@ def test_a_list_of_one_prompt_is_that_prompt(frontend):
     asked |= {"max_tokens": NEW, "temperature": 0, "top_p": 1}
     texts = [frontend.ask({"prompt": prompt, **asked}, COMPLETIONS).document for prompt in ("a", ["a"])]
     assert texts[0]["choices"] == texts[1]["choices"]
+
+
+@pytest.mark.parametrize("more", [{}, {"stop": "never said"}])
+def test_several_prompts_and_several_answers(frontend, alone, more):
+    """langchain-openai 1.7's OpenAI sends twenty prompts at once."""
+    prompts = [PROMPTS[0], PROMPTS[1]]
+    asked = {"prompt": prompts, "n": 2, "max_tokens": NEW, "temperature": 0, **more}
+    answered = frontend.ask(asked, COMPLETIONS).document
+    wanted = [alone(prompt, chat=False) for prompt in prompts]
+    texts = [whole(choice["text"]) for choice in answered["choices"]]
+    assert texts == [whole(text) for text, _, _ in wanted for _ in range(2)]
+    assert [choice["index"] for choice in answered["choices"]] == [0, 1, 2, 3]
+    read, said = sum(size for _, size, _ in wanted), 2 * sum(new for _, _, new in wanted)
+    assert answered["usage"] == {"prompt_tokens": read, "completion_tokens": said, "total_tokens": read + said}
+    asked = {"messages": messages(PROMPTS[0]), "max_tokens": NEW, "n": 8, "temperature": 2, **more}
+    drawn = frontend.ask(asked, CHAT).document
+    assert len({choice["message"]["content"] for choice in drawn["choices"]}) > 1 and len(drawn["choices"]) == 8
+    assert drawn["usage"]["prompt_tokens"] == alone(PROMPTS[0])[1]
 
 
 @pytest.mark.parametrize("stream", [True, False])

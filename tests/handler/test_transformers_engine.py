@@ -59,15 +59,16 @@ def calling(tmp_path):
     return start
 
 
-@pytest.mark.parametrize("asked", [{"stream": True}, {"stream": False}, {"stop": "never said"}])
+@pytest.mark.parametrize("asked", [{"stream": True}, {"stream": False}, {"stop": "never said"}, {"n": 2}])
 def test_who_leaves_is_cancelled_within_two_seconds(service, frontend, asked):
     left = [frontend.post({"messages": messages("a"), "max_tokens": LONG, **asked}, CHAT) for _ in range(8)]
-    while wing(service).engine.load().running < 8:
+    each = asked.get("n", 1)
+    while wing(service).engine.load().running < 8 * each:
         frontend.round()
     for client in left[1:]:
         frontend.leave(client)
     end = time.monotonic() + 2
-    while wing(service).engine.load().running > 1:
+    while wing(service).engine.load().running > each:
         assert time.monotonic() < end
         frontend.round()
     frontend.leave(left[0])

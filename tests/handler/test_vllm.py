@@ -143,6 +143,40 @@ def test_many_prompts_a_bias_and_a_schema(model, frontend, alone):
     assert json.loads(judged["choices"][0]["message"]["content"]) in ("yes", "no")
 
 
+def test_hugging_faces_parameters_that_transformers_engine_has_not(model, frontend):
+    def said(inputs, **parameters):
+        asked = {"inputs": inputs, "parameters": {"max_new_tokens": NEW, **parameters}}
+        return [one["generated_text"] for one in frontend.ask(asked).document]
+
+    assert said("a film", grammar={"type": "regex", "value": "(yes|no)"})[0] in ("yes", "no")
+    assert json.loads(said("a", grammar={"type": "json", "value": {"enum": ["x", "y"]}})[0]) in ("x", "y")
+    tokens = AutoTokenizer.from_pretrained(model)(PROMPTS[0])["input_ids"][-2:]
+    of_tokens = frontend.ask({"prompt": tokens, "max_tokens": NEW, "temperature": 0}, COMPLETIONS).document
+    assert said(PROMPTS[0], truncate=2) == [of_tokens["choices"][0]["text"]] != said(PROMPTS[0])
+    assert said(PROMPTS[0], adapter_id="parrot") != said(PROMPTS[0], adapter_id="tiny") == said(PROMPTS[0])
+    drawn = [said("a", num_return_sequences=3, do_sample=True, seed=7) for _ in range(2)]
+    assert drawn[0] == drawn[1] and len(set(drawn[0])) > 1
+    assert said(PROMPTS[0], repetition_penalty=0.01) != said(PROMPTS[0])  # what was said is said again
+
+
+def test_hugging_faces_streams_and_lists(frontend, alone):
+    text = whole(alone(PROMPTS[1], chat=False)[0])
+    parameters = {"max_new_tokens": NEW}
+    *events, last = frontend.ask({"inputs": PROMPTS[1], "parameters": parameters, "stream": True}).events
+    assert whole(last["generated_text"]) == text
+    assert last["generated_text"] == "".join(event["token"]["text"] for event in events)
+    answers = frontend.ask({"inputs": list(PROMPTS[:2]), "parameters": parameters}).document
+    wanted = [whole(alone(prompt, chat=False)[0]) for prompt in PROMPTS[:2]]
+    assert [whole(answer["generated_text"]) for [answer] in answers] == wanted
+    asked = {"inputs": PROMPTS[1], "parameters": {**parameters, "stop": [text[5:7]], "details": True}}
+    for stream in (True, False):
+        answered = frontend.ask({**asked, "stream": stream})
+        details = (answered.events[-1] if stream else answered.document[0])["details"]
+        assert details["finish_reason"] == "stop_sequence" and 0 < details["generated_tokens"] < NEW
+    refused = frontend.ask({"inputs": "a " * 600, "stream": True})
+    assert refused.status == 400 and refused.document["error_type"] == "validation"
+
+
 def test_no_tools_are_no_reason_to_refuse(frontend):
     nothing = {"tools": [], "tool_choice": "auto", "parallel_tool_calls": False, "top_k": -1, "min_p": 0}
     assert frontend.ask({"messages": messages("a"), "max_tokens": 1, **nothing}, CHAT).status == 200

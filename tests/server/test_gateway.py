@@ -179,6 +179,9 @@ def test_the_hubs_client(server, tokens, ask, monkeypatch):
     url = f"{server.gateway_url}/predictions/tiny/1.0/v1/hub"
     best, *_ = huggingface_hub.InferenceClient(url, token=tokens["ann"]).text_classification(TEXT["text"])
     assert best.label == ask("/predict", TEXT).json()["label"]
+    generating = huggingface_hub.InferenceClient(f"{server.gateway_url}/generate", token=tokens["ann"])
+    said = generating.text_generation("hello", max_new_tokens=8)
+    assert whole(said) == "".join(generating.text_generation("hello", max_new_tokens=8, stream=True))
 
 
 def test_the_openai_client(server, tokens):

@@ -10,6 +10,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
+import huggingface_hub
 import openai
 import psutil
 import pytest
@@ -102,6 +103,21 @@ def test_a_native_stream_comes_piece_by_piece(server, wanted):
         events = [line.removeprefix("data: ") for line in response.iter_lines(decode_unicode=True) if line]
     assert events[-1] == "[DONE]" and len(events) > 3
     assert "".join(json.loads(event)["text"] for event in events[:-1]) == whole(wanted[PROMPTS[1]])
+
+
+@pytest.mark.parametrize("path", ["/predictions/chat", "/predictions/chat/1.0/v1/hub"])
+def test_the_hubs_client(server, model, path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    client = huggingface_hub.InferenceClient(server.inference_url + path)
+    said = client.text_generation(PROMPTS[1], max_new_tokens=NEW)
+    assert said == generated(model, PROMPTS[1], NEW, chat=False)[0]
+    *pieces, last = client.text_generation(PROMPTS[1], max_new_tokens=NEW, stream=True, details=True)
+    assert "".join(piece.token.text for piece in pieces) == last.generated_text == whole(said) and len(pieces) > 3
+    assert "".join(client.text_generation(PROMPTS[1], max_new_tokens=NEW, stream=True)) == whole(said)
+    detailed = client.text_generation(PROMPTS[1], max_new_tokens=NEW, details=True)
+    assert detailed.generated_text == said and detailed.details.generated_tokens == last.details.generated_tokens
+    with pytest.raises(huggingface_hub.errors.ValidationError, match="temperature"):
+        client.text_generation("a", temperature=3)
 
 
 def test_grpc_gets_whole_answers(server, wanted):

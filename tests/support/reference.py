@@ -106,6 +106,11 @@ def generated(model: Path, prompt: str, new: int, chat: bool = True) -> tuple[st
     return tokenizer.decode(ids, skip_special_tokens=True), size, len(ids)
 
 
+def continued(model: Path, inputs: Any, **parameters: Any) -> Any:
+    """What the pipeline for text generation answers, greedily where nothing is said."""
+    return _pipeline("text-generation", model)(inputs, **{"do_sample": False, **parameters})
+
+
 @cache
 def _generator(model: Path) -> tuple[Any, Any]:
     return AutoTokenizer.from_pretrained(model), AutoModelForCausalLM.from_pretrained(model).eval()
