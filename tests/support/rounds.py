@@ -97,6 +97,13 @@ class Frontend:
         self.run(client)
         return client
 
+    def ask_in_pieces(self, document: Any, path: str = "", tries: int = 5) -> Client:
+        """One stream, alone; again where all of it came at once, as on a machine that is busy it may."""
+        while len((client := self.ask(document, path)).pieces) < 2:
+            tries -= 1
+            assert tries, "it came in one piece each time"
+        return client
+
 
 def messages(prompt: str) -> list[dict[str, str]]:
     """A conversation that begins."""
