@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from handler.config import ConfigError, ModelConfig
 from handler.errors import LoadError
+from handler.generation.vllm_formats import choose_backend
 from handler.rules import Problem, nearest
 
 # Its arguments that are said elsewhere.
@@ -126,6 +127,7 @@ def read_arguments(given: Mapping[str, Any], directory: Path, config: ModelConfi
         cli_args.validate_parsed_serve_args(arguments)
     except (ValueError, TypeError) as error:
         raise LoadError(f"handler.vllm: {error}") from error
+    choose_backend(arguments)
     return arguments  # type: ignore[no-any-return]
 
 

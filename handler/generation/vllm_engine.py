@@ -25,6 +25,7 @@ from handler.generation.guard import guard
 from handler.generation.openai_protocol import CHAT, COMPLETIONS, EMBEDDINGS
 from handler.generation.openai_requests import DRAWN
 from handler.generation.vllm_arguments import read_arguments
+from handler.generation.vllm_formats import judge_whole_formats
 from handler.loading import OFFLINE, check_directory
 
 # Read when vLLM is imported: no statistics to its makers, no reader of the hub, no fork of a process with threads.
@@ -79,6 +80,7 @@ def build(directory: Path, config: ModelConfig, device: torch.device, name: str)
         ) from error
     arguments = read_arguments(config.handler.vllm or {}, directory, config, name)
     _count_whole_prompts()
+    judge_whole_formats()
     if device.type == "cpu" and arguments.lora_modules:
         # One place more than there are adapters, which stays empty: requests without one get what has the last
         # place from vLLM's kernels for CPUs, as their index is -1 (vllm/lora/ops/torch_ops/lora_ops.py:31).

@@ -43,6 +43,8 @@ from tests.support.rounds import (
 CHAT, COMPLETIONS, EMBEDDINGS = "v1/chat/completions", "v1/completions", "v1/embeddings"
 NAMED = {"type": "function", "function": {"name": "f"}}
 VALUE = {"type": "json_object", "value": {"type": "object"}}  # as huggingface_hub 2.4 sends a schema
+NEGATIVE = {"type": "string", "minLength": -1}
+UNIQUE = {"type": "array", "uniqueItems": True}
 SMALL = {"enforce_eager": True, "kv_cache_memory_bytes": 50_000_000, "max_model_len": 512}
 ADAPTED = {"enable_lora": True, "lora_modules": [{"name": "parrot", "path": "adapters/parrot"}]}
 
@@ -227,6 +229,11 @@ def test_an_adapter_says_what_its_merged_weights_say(model, frontend, alone, tmp
         (COMPLETIONS, {"prompt": "a", "prompt_embeds": "AAAA"}, 400, "prompt_embeds"),
         (COMPLETIONS, {"prompt": ["a"] * 33, "n": 2}, 400, "at most 64 answers"),
         (CHAT, {"messages": messages("a"), "max_tokens": 65}, 400, "the limit is 64"),
+        (CHAT, {"messages": messages("a"), "structured_outputs": {"grammar": "root ::="}}, 400, "Invalid grammar"),
+        (CHAT, {"messages": messages("a"), "structured_outputs": {"grammar": "root ::= root"}}, 400, "no answer"),
+        (COMPLETIONS, {"prompt": "a", "structured_outputs": {"regex": "a{1000}{1000}"}}, 400, "regex"),
+        (COMPLETIONS, {"prompt": "a", "structured_outputs": {"json": NEGATIVE}}, 400, "cannot be kept to"),
+        (COMPLETIONS, {"prompt": "a", "structured_outputs": {"json": UNIQUE}}, 400, "not supported by xgrammar"),
         (
             CHAT,
             {"messages": messages("a"), "structured_outputs": "x"},
@@ -307,6 +314,13 @@ def test_arguments_are_those_of_vllms_own_parser(model):
     assert (given.enable_prefix_caching, given.quantization, given.tensor_parallel_size) == (False, "fp8", 2)
     assert [(one.name, one.path) for one in given.lora_modules] == [("parrot", str(model / "adapters/parrot"))]
     assert (given.max_num_seqs, given.served_model_name, given.dtype) == (64, ["tiny"], "float32")
+
+
+@pytest.mark.parametrize(("said", "backend"), [({}, "xgrammar"), ({"backend": "guidance"}, "guidance")])
+def test_one_backend_keeps_answers_to_their_formats(model, said, backend):
+    """With `auto` it would be that of the first format that anybody asks for."""
+    given = arguments(model, structured_outputs_config=said)
+    assert given.structured_outputs_config.backend == backend
 
 
 def test_without_it_one_line_says_what_to_install(model, monkeypatch):
