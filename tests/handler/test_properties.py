@@ -10,7 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.support import frames
+from tests.support import frames, tiny_models, worker
+from tests.support.rounds import Frontend
 
 SETTINGS = settings(
     deadline=None,
@@ -106,3 +107,47 @@ def test_an_answer_does_not_depend_on_what_shares_its_batch(services, texts, dat
     for response, index in zip(together, order, strict=True):
         [alone] = frames.predict(service, [good(texts[index])])
         np.testing.assert_allclose(probabilities(response), probabilities(alone), atol=1e-5)
+
+
+VALUES = JSON | st.sampled_from(
+    [1, 0, -1, 2**64, 1e308, "a", "\ud800", ["a"], [{"role": "user", "content": "a"}], {"type": "text"}, [[1]]]
+)
+ASKED = {
+    "": {"prompt": "a film", "max_new_tokens": 2},
+    "v1/hub": {"inputs": "a film", "parameters": {"max_new_tokens": 2}},
+    "v1/chat/completions": {"messages": [{"role": "user", "content": "a film"}], "max_tokens": 2},
+    "v1/completions": {"prompt": "a film", "max_tokens": 2},
+}
+NATIVE = ("messages", "stream", "stop", "temperature", "top_k", "top_p", "seed", "presence_penalty")
+HUB = (
+    "do_sample",
+    "temperature",
+    "top_k",
+    "stop",
+    "num_return_sequences",
+    "details",
+    "return_full_text",
+    "grammar",
+)
+
+
+@pytest.fixture(scope="module")
+def generating(tmp_path_factory):
+    model = tiny_models.chatter(tmp_path_factory.mktemp("chat") / "model")
+    return worker.start(model.parent, task="text-generation", max_new_tokens=4)
+
+
+@settings(SETTINGS, max_examples=300)
+@given(data=st.data())
+def test_any_request_to_generate_gets_an_answer_or_a_reason(generating, data):
+    """And its engine goes on."""
+    path = data.draw(st.sampled_from(sorted(ASKED)))
+    asked = json.loads(json.dumps(ASKED[path]))
+    held = asked["parameters"] if path == "v1/hub" and data.draw(st.booleans()) else asked
+    fields = generating.handler.pipeline.engine.fields.get(path, HUB if path else NATIVE)
+    for name in data.draw(st.lists(st.sampled_from([*held, *sorted(fields)]), min_size=1, max_size=2)):
+        held[name] = data.draw(VALUES)
+    frontend = Frontend(generating)
+    answered = frontend.ask(asked, path)
+    assert answered.status == 200 or 400 <= answered.status < 500, answered.body
+    assert frontend.ask(ASKED[""]).status == 200
