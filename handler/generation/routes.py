@@ -3,6 +3,7 @@
     /predictions/NAME                               native
     /predictions/NAME/VERSION/generate-stream       native, with `stream`
     /predictions/NAME/VERSION/v1/chat/completions   OpenAI's, as are v1/completions, v1/embeddings and v1/models
+    /predictions/NAME/VERSION/v1/responses          OpenAI's, asked of the engine as a chat
 
 No other path of the engine's application can be reached.
 """
@@ -12,8 +13,8 @@ from __future__ import annotations
 import orjson
 
 from handler.errors import BadRequest, HandlerError, InvalidRequest, NotOffered
-from handler.generation import native_route, openai_route
-from handler.generation.openai_protocol import CHAT
+from handler.generation import native_route, openai_route, responses_route
+from handler.generation.openai_protocol import CHAT, RESPONSES
 from handler.generation.route import Route, Served
 from handler.protocols import protocol
 from handler.protocols.openai_embeddings import MODELS, models_document, openai_error
@@ -29,7 +30,7 @@ def find(message: Message, served: Served) -> Route | Reply:
         raise NotOffered("this model generates text, which is no tensor; ask over HTTP")
     if path == MODELS or path.startswith(f"{MODELS}/"):
         return Reply(orjson.dumps(models_document(path, served.names)))
-    offered = (*served.engine.fields, MODELS)
+    offered = (*served.engine.fields, *([RESPONSES] if CHAT in served.engine.fields else []), MODELS)
     streamed = path == STREAMED
     if streamed:
         path = ""
@@ -50,6 +51,8 @@ def find(message: Message, served: Served) -> Route | Reply:
         document = {**document, "stream": True}
     if document.get("stream") and message.transport == GRPC:  # the frontend drops it then (GRPCJob.isOpen)
         raise InvalidRequest("stream: TorchServe's gRPC ends a stream after its first piece; ask over HTTP")
+    if path == RESPONSES:
+        return responses_route.read(document, served)
     return openai_route.read(path, document, served) if path else native_route.read(document, served)
 
 
