@@ -61,7 +61,7 @@ def model(tmp_path_factory):
 @pytest.fixture(scope="module")
 def service(model):
     logging.getLogger().setLevel(logging.INFO)  # as TorchServe's worker sets it
-    vllm = {**SMALL, **ADAPTED, "tool_call_parser": "pythonic"}
+    vllm = {**SMALL, **ADAPTED, "enable_auto_tool_choice": True, "tool_call_parser": "pythonic"}
     return worker.start(model.parent, task="text-generation", engine="vllm", max_new_tokens=64, vllm=vllm)
 
 
