@@ -27,6 +27,7 @@ def read(document: Document, served: Served) -> Route:
     """A request to its route. Raises NotOffered or BadRequest."""
     engine, model = served.engine, known(document, served)
     asked, echoed = responses_requests.read(document, engine.fields[CHAT], served.limits, engine.draws)
+    written({"response": echoed})  # or its answer could not be: it has a format one level deeper than a chat
     streams = bool(asked.get("stream"))
     if streams:
         asked["stream_options"] = {"include_usage": True}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -24,6 +25,10 @@ ALL |= {"parallel_tool_calls", "response_format", "reasoning_effort", "seed"}
 FUNCTION = {"type": "function", "name": "f", "parameters": {"type": "object"}}
 CALL = {"type": "function_call", "call_id": "1", "name": "f", "arguments": "{}"}
 SCHEMA = {"type": "json_schema", "name": "answer", "schema": {"enum": ["yes", "no"]}}
+
+
+def nested(levels):
+    return json.loads(levels * '{"a":' + "1" + levels * "}")
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +166,9 @@ def test_what_no_engine_is_asked(asked, says):
     ("document", "status", "says"),
     [
         (b"{", 400, "not valid JSON"),
+        ({"input": "a", "metadata": nested(300)}, 400, "nested too deep"),
+        ({"input": "a", "metadata": nested(253)}, 400, "nested too deep"),
+        ({"input": [{"role": "user", "content": nested(300)}]}, 400, "input[0].content"),
         ({}, 400, "input: is missing"),
         ({"input": "a", "model": "other"}, 404, "only tiny, org/tiny is served here"),
         ({"input": "a", "store": True}, 400, "nothing is kept here"),
@@ -196,6 +204,13 @@ def test_an_answer_says_what_was_asked(frontend):
     assert answered["usage"]["output_tokens"] == 3 and answered["incomplete_details"] == {
         "reason": "max_output_tokens"
     }
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_what_an_answer_gives_back_is_no_deeper_than_it_can_be(frontend, stream):
+    asked = {"input": "a", "max_output_tokens": 2, "metadata": nested(252), "stream": stream}
+    answered = frontend.ask(asked, RESPONSES)
+    assert answered.status == 200 and answered.body.count(252 * b'{"a":') == (3 if stream else 1)
 
 
 def test_what_was_answered_can_be_sent_back(frontend):
