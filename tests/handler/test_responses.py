@@ -213,6 +213,15 @@ def test_what_an_answer_gives_back_is_no_deeper_than_it_can_be(frontend, stream)
     assert answered.status == 200 and answered.body.count(252 * b'{"a":') == (3 if stream else 1)
 
 
+@pytest.mark.parametrize("stream", [True, False])
+def test_what_a_chat_has_beside_the_protocol(frontend, stream):
+    asked = {"input": "the film was not good", "max_output_tokens": 12}
+    text = frontend.ask(asked, RESPONSES).document["output"][0]["content"][0]["text"]
+    answered = frontend.ask({**asked, "stop": text[5:8], "top_k": 1, "stream": stream}, RESPONSES)
+    response = Response.model_validate(answered.events[-1]["response"] if stream else answered.document)
+    assert (response.output_text, response.status) == (text[: text.index(text[5:8])], "completed")
+
+
 def test_what_was_answered_can_be_sent_back(frontend):
     """As it came: an id, a status, annotations."""
     first = frontend.ask({"input": "a", "max_output_tokens": 5}, RESPONSES).document
