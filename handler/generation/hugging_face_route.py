@@ -146,7 +146,7 @@ def read(document: Document, served: Served) -> Route:
 
     events = _Events(usage, before[0], parameters)
     piece = Stream(events.tell, events.end).piece
-    return Route(ask, whole, piece, body["stream"], refuse, usage)
+    return Route(ask, whole, piece, body["stream"], refuse, usage, events.fail)
 
 
 def refuse(error: HandlerError) -> Reply:
@@ -196,13 +196,17 @@ class _Events:
         """For an event of the OpenAI protocol's."""
         self.usage.note(document)
         if "error" in document:
-            self.failed = True
-            return event_of(_error(500, message_of(document)))
+            return self.fail(message_of(document))
         text = "".join(map(text_of, document.get("choices", ())))
         if not text:
             return b""
         self.texts.append(text)
         return self._event(text)
+
+    def fail(self, message: str = "the engine failed") -> bytes:
+        """Where it goes no further."""
+        self.failed = True
+        return event_of(_error(500, message))
 
     def end(self) -> bytes:
         """The last one, whose token is none: engines say that they have ended, and not by which token."""

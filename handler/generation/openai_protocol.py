@@ -12,6 +12,7 @@ from handler.errors import MAX_MESSAGE, BadRequest, shortened
 from handler.protocols.openai_embeddings import error_document
 
 CHAT, COMPLETIONS, EMBEDDINGS = "v1/chat/completions", "v1/completions", "v1/embeddings"
+RESPONSES = "v1/responses"  # no path of an engine's
 END = b"\n\n"  # of an event
 DONE = b"data: [DONE]\n\n"
 
@@ -44,11 +45,11 @@ class Stream:
     """An engine's events, one by one, whatever pieces they come in."""
 
     tell: Callable[[Document, bytes], bytes]  # an event, read and as it came -> what is said for it
-    end: Callable[[], bytes] = lambda: DONE  # what is said at the end
+    end: Callable[[], bytes] = lambda: DONE  # its last line, which transformers' application leaves out
     unread: bytes = field(default=b"")  # the beginning of an event whose end has not come
 
     def piece(self, piece: bytes, last: bool) -> bytes:
-        """What can be told now. transformers' application leaves out the protocol's last line."""
+        """What can be told now."""
         *events, self.unread = (self.unread + piece).split(END)
         told = [self._told(event) for event in events]
         return b"".join(told) + (self.end() if last else b"")

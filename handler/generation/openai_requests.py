@@ -125,12 +125,12 @@ def judge(path: str, document: Document, fields: frozenset[str], limits: Limits,
     """
     said = {name: value for name, value in document.items() if value is not None and name not in HINTS}
     if not said.get("tools"):
-        said = {name: value for name, value in said.items() if not _is_nothing(name, value, OF_NO_TOOLS)}
+        said = {name: value for name, value in said.items() if not is_nothing(name, value, OF_NO_TOOLS)}
     if said.get("tool_choice") == "none" and "tool_choice" not in fields:
         said = {name: value for name, value in said.items() if name not in ("tool_choice", "tools")}
     if said.get("temperature") == 0 or not (draws or said.keys() & set(DRAWN)):  # the likeliest, whatever the seed
         said = {name: value for name, value in said.items() if name != "seed" or name in fields}
-    said = {name: value for name, value in said.items() if name in fields or not _is_nothing(name, value)}
+    said = {name: value for name, value in said.items() if name in fields or not is_nothing(name, value)}
     # A body of 1 MB has room for 100,000 wrong names, and each one's likeness to the known takes time.
     if problems := list(islice(_problems(path, said, fields, limits), MOST_PROBLEMS)):
         raise BadRequest("; ".join(map(str, problems)))
@@ -142,7 +142,7 @@ def judge(path: str, document: Document, fields: frozenset[str], limits: Limits,
 def _problems(path: str, said: Document, fields: frozenset[str], limits: Limits) -> Iterator[Problem]:
     for name in said:
         if name not in fields:
-            yield Problem(label(name), "this engine does not do this" + _meant(name, fields))
+            yield Problem(label(name), "this engine does not do this" + meant(name, fields))
     wrong = check({name: said[name] for name in said if name in JUDGED}, Judged, quote=False)
     yield from wrong
     needed = NEEDED[path]
@@ -167,14 +167,16 @@ def _excess(said: Document, limits: Limits) -> Iterator[Problem]:
         yield Problem("input", f"{len(inputs)} texts; the limit is {limits.inputs}")
 
 
-def _is_nothing(name: str, value: object, nothings: Mapping[str, tuple[object, ...]] = NOTHING) -> bool:
+def is_nothing(name: str, value: object, nothings: Mapping[str, tuple[object, ...]] = NOTHING) -> bool:
+    """Whether a field's value asks for nothing."""
     return any(
         value == nothing and isinstance(value, bool) == isinstance(nothing, bool)
         for nothing in nothings.get(name, ())
     )
 
 
-def _meant(name: str, fields: frozenset[str]) -> str:
+def meant(name: str, fields: frozenset[str]) -> str:
+    """A question for whoever has misspelt one of the fields."""
     known = name in NOTHING  # of the protocol: no misspelling
     close = nearest(name, fields) if len(name) <= 80 and not known else None
     return f"; did you mean {close}?" if close else ""
@@ -193,7 +195,7 @@ def _message_problems(messages: Any) -> Iterator[Problem]:
         if message.get("role") not in ROLES:
             yield Problem(f"{where}.role", f"expected one of {', '.join(ROLES)}")
         elif beside := next((name for name in message if message[name] and name not in MESSAGE), None):
-            yield Problem(f"{where}.{label(beside)}", "no message has this" + _meant(beside, MESSAGE))
+            yield Problem(f"{where}.{label(beside)}", "no message has this" + meant(beside, MESSAGE))
         elif not isinstance(message.get("name") or "", str):
             yield Problem(f"{where}.name", "expected a string")
         elif calls and not (isinstance(calls, list) and all(map(_is_call, calls))):
@@ -227,7 +229,12 @@ def _is_function(holder: Any) -> bool:
 
 def _is_call(call: Any) -> bool:
     """A call of a function, as a model makes it and a client sends it back."""
-    if not _is_function(call) or not isinstance(arguments := call["function"].get("arguments"), str):
+    return _is_function(call) and is_arguments(call["function"].get("arguments"))
+
+
+def is_arguments(arguments: Any) -> bool:
+    """What a function is called with: a JSON object, as a string."""
+    if not isinstance(arguments, str):
         return False
     try:
         read = orjson.loads(arguments)

@@ -19,12 +19,8 @@ UNNAMED = "dummy"  # what huggingface_hub's InferenceClient(base_url=…) has fo
 
 def read(path: str, document: Document, served: Served) -> Route:
     """A request to one of the paths. Raises NotOffered or BadRequest."""
-    wanted = document.get("model")
-    if wanted not in (None, UNNAMED) and wanted not in served.names:
-        raise NotOffered(f"model: only {', '.join(served.names)} is served here")
-    engine = served.engine
-    known = wanted if wanted in engine.adapters else served.name  # to the engine
-    asked = {**judge(path, document, engine.fields[path], served.limits, engine.draws), "model": known}
+    engine, model = served.engine, known(document, served)
+    asked = {**judge(path, document, engine.fields[path], served.limits, engine.draws), "model": model}
     options = asked.get("stream_options") or {}
     if asked.get("stream"):
         asked["stream_options"] = {"include_usage": True}  # which is taken out again where nobody asked
@@ -44,3 +40,11 @@ def read(path: str, document: Document, served: Served) -> Route:
     refuse = partial(error_reply, shape=openai_error)
     streams = bool(asked.get("stream"))
     return Route(Ask("POST", f"/{path}", written(asked)), whole, Stream(tell).piece, streams, refuse, usage)
+
+
+def known(document: Document, served: Served) -> str:
+    """What the engine calls the model that is asked for. Raises NotOffered."""
+    wanted = document.get("model")
+    if wanted not in (None, UNNAMED) and wanted not in served.names:
+        raise NotOffered(f"model: only {', '.join(served.names)} is served here")
+    return wanted if wanted in served.engine.adapters else served.name

@@ -36,11 +36,10 @@ from handler.errors import HandlerError, InternalError, InvalidRequest, LoadErro
 from handler.generation.application import Ask, Exchange, News
 from handler.generation.engine import ENGINES, Engine
 from handler.generation.measures import Gauges, Timed, log
-from handler.generation.openai_protocol import COMPLETIONS, EMBEDDINGS, event_of, refused
+from handler.generation.openai_protocol import COMPLETIONS, EMBEDDINGS, refused
 from handler.generation.openai_requests import Limits
 from handler.generation.route import EVENT_STREAM, Route, Served
 from handler.generation.routes import find, refusal
-from handler.protocols.openai_embeddings import error_document
 from handler.wire import JSON, Message, Reply
 
 logger = logging.getLogger(__name__)
@@ -54,7 +53,6 @@ WARM_UP_SECONDS = 240  # for the first two tokens
 LOOK_SECONDS, SILENCE_LOOKS = 0.25, 4  # at whether a round has come, and how many without mean that none will
 SIGN, SIGN_SECONDS = b"\n\n", 0.75  # of life, and how long a request may be without
 AHEAD = 8  # as many answers as rounds may hold, that wait for one before them in a file
-FAILED = event_of(error_document(500, "the engine failed"))
 
 # What a row is answered with, and whether it ends what has begun: None where it is all of the answer.
 Answer: TypeAlias = tuple[Reply, bool | None]
@@ -77,7 +75,7 @@ class Live:
         """What ends it; all but its body counts for nothing where it has begun."""
         if not self.begun:
             return reply, None
-        return (Reply(FAILED, EVENT_STREAM) if self.route.streams else reply), True
+        return (Reply(self.route.failed(), EVENT_STREAM) if self.route.streams else reply), True
 
     def refuse(self, error: HandlerError) -> Answer:
         """As `whole`, in the shape of its protocol."""
@@ -267,7 +265,7 @@ class Generation:
         if not live.begun and (error := refused(news.body)):
             return live.route.whole(*error, JSON), None
         told = live.route.piece(news.body, news.done and not news.failed)
-        reply = Reply(told + (FAILED if news.failed else b""), EVENT_STREAM)
+        reply = Reply(told + (live.route.failed() if news.failed else b""), EVENT_STREAM)
         # A stream must not end before it has begun (RestJob.java:148).
         return reply, None if news.done and not live.begun else news.done
 

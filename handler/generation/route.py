@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from handler.errors import HandlerError, InvalidRequest
 from handler.generation.application import Ask
 from handler.generation.engine import Engine
-from handler.generation.openai_protocol import Document, Usage, written
+from handler.generation.openai_protocol import Document, Usage, event_of, written
 from handler.generation.openai_requests import DRAWN, Limits, judge
+from handler.protocols.openai_embeddings import error_document
 from handler.wire import Reply, error_reply
 
 EVENT_STREAM = "text/event-stream; charset=utf-8"  # it always is, but clients go by the type
+FAILED = event_of(error_document(500, "the engine failed"))
 
 
 @dataclass(frozen=True)
@@ -65,3 +67,4 @@ class Route:
     streams: bool  # whether that is what was asked for
     refuse: Callable[[HandlerError], Reply] = error_reply  # in the shape of its protocol
     usage: Usage = field(default_factory=Usage)  # what has been seen of its answer
+    failed: Callable[[], bytes] = lambda: FAILED  # the event of a stream that has begun and goes no further

@@ -1,20 +1,23 @@
-"""What a request is for: the native route, or one of the OpenAI protocol's; and how its answer is written.
+"""Which route a request has, by its path and, without one, by whether it has `inputs`.
 
     /predictions/NAME                               native, or Hugging Face's where the body has `inputs`
     /predictions/NAME/VERSION/generate-stream       the same, with `stream`
     /predictions/NAME/VERSION/v1/hub                Hugging Face's
     /predictions/NAME/VERSION/v1/chat/completions   OpenAI's, as are v1/completions, v1/embeddings and v1/models
+    /predictions/NAME/VERSION/v1/responses          OpenAI's, asked of the engine as a chat
 
 No other path of the engine's application can be reached.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import orjson
 
 from handler.errors import BadRequest, HandlerError, InvalidRequest, NotOffered
-from handler.generation import hugging_face_route, native_route, openai_route
-from handler.generation.openai_protocol import CHAT, Document
+from handler.generation import hugging_face_route, native_route, openai_route, responses_route
+from handler.generation.openai_protocol import CHAT, RESPONSES, Document
 from handler.generation.route import Route, Served
 from handler.protocols import protocol
 from handler.protocols.openai_embeddings import MODELS, models_document, openai_error
@@ -22,35 +25,26 @@ from handler.wire import GRPC, OPEN_INFERENCE_GRPC, Message, Reply, error_reply
 
 STREAMED = "generate-stream"  # `stream` said by the path
 HUB = "v1/hub"
-OURS = ("", STREAMED, HUB)  # and no path of the engine's
 
 
 def find(message: Message, served: Served) -> Route | Reply:
     """A message's route, or its answer, where no engine is needed. Raises HandlerError."""
-    path = message.path.strip("/")
+    path, fields = message.path.strip("/"), served.engine.fields
     if message.transport == OPEN_INFERENCE_GRPC:
         raise NotOffered("this model generates text, which is no tensor; ask over HTTP")
     if path == MODELS or path.startswith(f"{MODELS}/"):
         return Reply(orjson.dumps(models_document(path, served.names)))
-    offered = (*served.engine.fields, MODELS)
-    ours = path in OURS
-    if not ours and path not in offered:
+    offered = (*fields, *([RESPONSES] if CHAT in fields else []), MODELS)
+    if path not in OURS and path not in fields:
         raise NotOffered(f"there is no such path; expected {', '.join(offered)}, or none")
-    if ours and CHAT not in served.engine.fields:
+    if path in OURS and CHAT not in fields:
         raise NotOffered(f"this model generates no text; expected {', '.join(offered)}")
     document = _read(message, served)
     if path == STREAMED:
         document["stream"] = True
     if document.get("stream") and message.transport == GRPC:  # the frontend drops it then (GRPCJob.isOpen)
         raise InvalidRequest("stream: TorchServe's gRPC ends a stream after its first piece; ask over HTTP")
-    if not ours:
-        return openai_route.read(path, document, served)
-    if path != HUB and "inputs" not in document:
-        return native_route.read(document, served)
-    try:
-        return hugging_face_route.read(document, served)
-    except HandlerError as error:
-        return hugging_face_route.refuse(error)
+    return OURS[path](document, served) if path in OURS else openai_route.read(path, document, served)
 
 
 def refusal(message: Message | None, error: HandlerError) -> Reply:
@@ -73,3 +67,21 @@ def _read(message: Message, served: Served) -> Document:
     if not isinstance(document, dict):
         raise BadRequest("the body is not a JSON object")
     return document
+
+
+def _without_a_path(document: Document, served: Served) -> Route | Reply:
+    if "inputs" not in document:
+        return native_route.read(document, served)
+    try:
+        return hugging_face_route.read(document, served)
+    except HandlerError as error:
+        return hugging_face_route.refuse(error)
+
+
+# Paths that ask an engine for something else than what they are called. All others are the engine's own.
+OURS: dict[str, Callable[[Document, Served], Route | Reply]] = {
+    "": _without_a_path,
+    STREAMED: _without_a_path,
+    HUB: hugging_face_route.read,
+    RESPONSES: responses_route.read,
+}

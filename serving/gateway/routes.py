@@ -41,7 +41,7 @@ ROUTES = (
     Route("predict", "POST", "/generate", "@generate"),
     Route("predict", "POST", "/generate-stream", "@generate", "generate-stream"),
     # OpenAI's. The body says which model, where there are several.
-    Route("openai", "POST", "/v1/(chat/completions|completions)", "@generate", r"v1/\1"),
+    Route("openai", "POST", "/v1/(chat/completions|completions|responses)", "@generate", r"v1/\1"),
     Route("openai", "POST", "/v1/embeddings", "@embeddings", "v1/embeddings"),
     Route("openai-models", "GET", "/v1/models", "@models", "v1/models"),
     # TorchServe's own.

@@ -376,6 +376,10 @@ def test_the_guide_names_every_path_and_no_other():
     ("path", "leads"),
     [
         ("/predictions/tiny/1.0/v1/chat/completions", True),
+        ("/v1/responses", True),
+        ("/v1/responses/resp_1", False),
+        ("/v1/responses/resp_1/cancel", False),
+        ("/predictions/tiny/1.0/v1/responses", True),
         ("/predictions/tiny/1.0/v2/infer", True),
         ("/predictions/tiny/1.0/v1//models", False),
         ("/predictions/tiny/1.0/v2/////", False),

@@ -226,7 +226,8 @@ def test_each_request_samples_for_itself(frontend, alone):
         (COMPLETIONS, {"prompt": "a", "logprobs": 0}, 400, "logprobs: this engine"),
         ("load_model", {"model": "x"}, 404, "no such path"),
         ("reset", {}, 404, "no such path"),
-        ("v1/responses", {"input": "x"}, 404, "no such path"),
+        ("v1/responses/resp_1", b"", 404, "no such path"),
+        ("v1/responses/resp_1/cancel", {}, 404, "no such path"),
     ],
 )
 def test_bad_input_is_refused_in_the_protocols_own_shape(frontend, path, document, status, says):

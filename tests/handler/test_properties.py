@@ -117,18 +117,22 @@ ASKED = {
     "v1/hub": {"inputs": "a film", "parameters": {"max_new_tokens": 2}},
     "v1/chat/completions": {"messages": [{"role": "user", "content": "a film"}], "max_tokens": 2},
     "v1/completions": {"prompt": "a film", "max_tokens": 2},
+    "v1/responses": {"input": [{"role": "user", "content": "a film"}], "max_output_tokens": 2},
 }
-NATIVE = ("messages", "stream", "stop", "temperature", "top_k", "top_p", "seed", "presence_penalty")
-HUB = (
-    "do_sample",
-    "temperature",
-    "top_k",
-    "stop",
-    "num_return_sequences",
-    "details",
-    "return_full_text",
-    "grammar",
-)
+OTHERS = {
+    "": ("messages", "stream", "stop", "temperature", "top_k", "top_p", "seed", "presence_penalty"),
+    "v1/responses": ("instructions", "stream", "text", "tools", "tool_choice", "reasoning", "store", "metadata"),
+    "v1/hub": (
+        "do_sample",
+        "temperature",
+        "top_k",
+        "stop",
+        "num_return_sequences",
+        "details",
+        "return_full_text",
+        "grammar",
+    ),
+}
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +148,7 @@ def test_any_request_to_generate_gets_an_answer_or_a_reason(generating, data):
     path = data.draw(st.sampled_from(sorted(ASKED)))
     asked = json.loads(json.dumps(ASKED[path]))
     held = asked["parameters"] if path == "v1/hub" and data.draw(st.booleans()) else asked
-    fields = generating.handler.pipeline.engine.fields.get(path, HUB if path else NATIVE)
+    fields = generating.handler.pipeline.engine.fields.get(path, OTHERS.get(path, ()))
     for name in data.draw(st.lists(st.sampled_from([*held, *sorted(fields)]), min_size=1, max_size=2)):
         held[name] = data.draw(VALUES)
     frontend = Frontend(generating)

@@ -10,13 +10,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from openai.types.responses import Response
 from transformers.generation.continuous_batching.requests import GenerationOutput
 
 from handler.generation import rounds
 from tests.support import frames, tiny_models, worker
 from tests.support.rounds import NEW, PROMPTS, Frontend, messages, settled, wing
 
-CHAT = "v1/chat/completions"
+CHAT, RESPONSES = "v1/chat/completions", "v1/responses"
 LONG = 3000  # tokens, which take the engine many seconds
 
 
@@ -59,9 +60,16 @@ def calling(tmp_path):
     return start
 
 
-@pytest.mark.parametrize("asked", [{"stream": True}, {"stream": False}, {"stop": "never said"}, {"n": 2}])
-def test_who_leaves_is_cancelled_within_two_seconds(service, frontend, asked):
-    left = [frontend.post({"messages": messages("a"), "max_tokens": LONG, **asked}, CHAT) for _ in range(8)]
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [
+        *((path, asked) for path in (CHAT, RESPONSES) for asked in ({"stream": True}, {}, {"stop": "never said"})),
+        (CHAT, {"n": 2}),
+    ],
+)
+def test_who_leaves_is_cancelled_within_two_seconds(service, frontend, path, asked):
+    said = {"messages": messages("a"), "max_tokens": LONG} if path == CHAT else {"input": "a"}
+    left = [frontend.post({**said, **asked}, path) for _ in range(8)]
     each = asked.get("n", 1)
     while wing(service).engine.load().running < 8 * each:
         frontend.round()
@@ -77,25 +85,37 @@ def test_who_leaves_is_cancelled_within_two_seconds(service, frontend, asked):
     assert not wing(service).engine.load.__self__._router.result_handlers
 
 
-@pytest.mark.parametrize("path", ["", CHAT])
+@pytest.mark.parametrize("path", ["", CHAT, RESPONSES])
 @pytest.mark.parametrize("stream", [True, False])
 def test_who_hears_nothing_for_long_hears_that_it_goes_on(model, monkeypatch, path, stream):
     """Two answers fill the memory, and one has to wait for the other."""
     monkeypatch.setattr(rounds, "SIGN_SECONDS", 0.1)
     service = started(model.parent, cache_tokens=512, max_new_tokens=LONG)
     frontend = Frontend(service)
-    prompt = {"messages": messages("a " * 100)} if path else {"prompt": "a " * 100}
-    asked = [frontend.post({**prompt, "max_tokens": 250, "temperature": 0, "stream": stream}, path) for _ in "ab"]
+    prompt = {
+        "": {"prompt": "a " * 100, "max_tokens": 250},
+        CHAT: {"messages": messages("a " * 100), "max_tokens": 250},
+        RESPONSES: {"input": "a " * 100, "max_output_tokens": 250},
+    }[path]
+    asked = [frontend.post({**prompt, "temperature": 0, "stream": stream}, path) for _ in "ab"]
     frontend.run()
     pieces = [piece for client in asked for piece in client.pieces]
     assert b"\n\n" in [piece.body for piece in pieces] and {piece.status for piece in pieces} == {200}
     assert pieces[0].content_type.startswith("text/event-stream" if stream else "application/json")
     if stream:
         said = [[line for line in client.body.split(b"\n") if line] for client in asked]
-        assert said[1][-1] == b"data: [DONE]" and len(said[1]) == len(said[0])
+        ends = b'data: {"type":"response.incomplete"' if path == RESPONSES else b"data: [DONE]"
+        assert said[1][-1].startswith(ends) and len(said[1]) == len(said[0])
     else:
         answers = [client.document for client in asked]
-        texts = [answer["choices"][0]["message"]["content"] if path else answer["response"] for answer in answers]
+        texts = [
+            Response.model_validate(answer).output_text
+            if path == RESPONSES
+            else answer["choices"][0]["message"]["content"]
+            if path
+            else answer["response"]
+            for answer in answers
+        ]
         assert texts[0] == texts[1] != ""
     settled(service)
 

@@ -17,6 +17,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from openai.types.responses import Response
 from prometheus_client import REGISTRY
 from transformers import AutoTokenizer
 
@@ -32,6 +33,7 @@ from tests.support.rounds import (
     NEW,
     PROMPTS,
     Frontend,
+    a_response_says_what_a_chat_says,
     a_speakers_name_is_read,
     messages,
     settled,
@@ -41,7 +43,9 @@ from tests.support.rounds import (
 )
 
 CHAT, COMPLETIONS, EMBEDDINGS = "v1/chat/completions", "v1/completions", "v1/embeddings"
+RESPONSES = "v1/responses"
 NAMED = {"type": "function", "function": {"name": "f"}}
+IMAGE = {"type": "input_image", "image_url": "http://127.0.0.1:1/a.png"}
 VALUE = {"type": "json_object", "value": {"type": "object"}}  # as huggingface_hub 2.4 sends a schema
 NEGATIVE = {"type": "string", "minLength": -1}
 UNIQUE = {"type": "array", "uniqueItems": True}
@@ -59,7 +63,7 @@ def model(tmp_path_factory):
 @pytest.fixture(scope="module")
 def service(model):
     logging.getLogger().setLevel(logging.INFO)  # as TorchServe's worker sets it
-    vllm = {**SMALL, **ADAPTED}
+    vllm = {**SMALL, **ADAPTED, "enable_auto_tool_choice": True, "tool_call_parser": "pythonic"}
     return worker.start(model.parent, task="text-generation", engine="vllm", max_new_tokens=64, vllm=vllm)
 
 
@@ -111,6 +115,28 @@ def test_thirty_two_at_once_say_what_each_says_alone(frontend, alone):
 
 def test_a_speakers_name_is_read(frontend, model):
     a_speakers_name_is_read(frontend, model)
+
+
+def test_a_response_is_a_chats_answer(frontend):
+    a_response_says_what_a_chat_says(frontend)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_responses_schema_and_a_call_that_it_has_to_make(frontend, stream):
+    enum = {"enum": ["yes", "no"]}
+    asked = {"input": "a", "temperature": 0, "stream": stream}
+
+    def answered(**more):
+        client = frontend.ask({**asked, **more}, RESPONSES)
+        document = client.events[-1]["response"] if stream else client.document
+        return Response.model_validate(document, strict=True)
+
+    judged = answered(text={"format": {"type": "json_schema", "name": "answer", "schema": enum}})
+    assert json.loads(judged.output_text) in enum["enum"] and judged.status == "completed"
+    parameters = {"type": "object", "properties": {"a": enum}, "required": ["a"], "additionalProperties": False}
+    function = {"type": "function", "name": "f", "parameters": parameters}
+    [call] = answered(tools=[function], tool_choice={"type": "function", "name": "f"}).output
+    assert (call.type, call.name) == ("function_call", "f") and json.loads(call.arguments)["a"] in enum["enum"]
 
 
 def test_what_the_protocol_has_and_transformers_engine_has_not(frontend, alone):
@@ -246,6 +272,21 @@ def test_an_adapter_says_what_its_merged_weights_say(model, frontend, alone, tmp
         (CHAT, {"messages": messages("a"), "logit_bias": {"99999999": 1}, "stream": True}, 400, "99999999"),
         (CHAT, {"messages": messages("a"), "return_token_offsets": True}, 400, "return_token_offsets"),
         (EMBEDDINGS, {"input": "a"}, 404, "no such path"),
+        (RESPONSES, {"input": "a", "max_output_tokens": 65}, 400, "max_output_tokens: 65; the limit is 64"),
+        (RESPONSES, {"input": "a", "store": True}, 400, "store: nothing is kept here"),
+        (RESPONSES, {"input": "a", "background": True}, 400, "background: nothing is kept here"),
+        (RESPONSES, {"input": "a", "previous_response_id": "resp_1"}, 400, "nothing is kept here"),
+        (RESPONSES, {"input": "a", "tools": [{"type": "code_interpreter"}]}, 400, "a list of functions"),
+        (RESPONSES, {"input": "a", "tools": [{"type": "mcp", "server_label": "a"}]}, 400, "a list of functions"),
+        (RESPONSES, {"input": [{"role": "user", "content": [IMAGE]}]}, 400, "input[0].content"),
+        (RESPONSES, {"input": "a", "logit_bias": {"99999999": 1}}, 400, "99999999"),
+        (RESPONSES, {"input": "a", "logit_bias": {"99999999": 1}, "stream": True}, 400, "99999999"),
+        (RESPONSES, {"input": "a", "request_id": "mine"}, 400, "request_id: this engine does not do this"),
+        (RESPONSES, {"input": "a", "enable_response_messages": True}, 400, "enable_response_messages"),
+        (RESPONSES, {"input": "a " * 600}, 400, "maximum context length is 512 tokens"),
+        (RESPONSES, {"input": "a", "model": "other"}, 404, "only tiny, parrot is served"),
+        ("v1/responses/resp_1", b"", 404, "no such path"),
+        ("v1/responses/resp_1/cancel", {}, 404, "no such path"),
         ("tokenize", {"prompt": "a"}, 404, "no such path"),
         ("v1/load_lora_adapter", {}, 404, "no such path"),
     ],
@@ -275,16 +316,17 @@ def test_logprobs_beyond_the_limit_cost_the_worker_nothing(service, frontend, mo
     assert answered.status == 413 and "the limit is 10000" in answered.document["error"]["message"]
 
 
+@pytest.mark.parametrize("path", [CHAT, RESPONSES])
 @pytest.mark.parametrize("stream", [True, False])
-def test_who_leaves_is_cancelled(service, frontend, monkeypatch, stream):
+def test_who_leaves_is_cancelled(service, frontend, monkeypatch, stream, path):
     monkeypatch.setattr(rounds, "SIGN_SECONDS", 0.0)
 
     def generated_tokens():
         return REGISTRY.get_sample_value("vllm:generation_tokens_total", {"engine": "0", "model_name": "tiny"})
 
     before = generated_tokens()
-    asked = {"messages": messages("a"), "max_tokens": 64, "ignore_eos": True, "stream": stream}
-    left = [frontend.post(asked, CHAT) for _ in range(8)]
+    said = {"messages": messages("a"), "max_tokens": 64} if path == CHAT else {"input": "a"}
+    left = [frontend.post({**said, "ignore_eos": True, "stream": stream}, path) for _ in range(8)]
     frontend.round()
     for client in left[1:]:
         frontend.leave(client)

@@ -149,6 +149,8 @@ def test_a_model_is_found_by_what_it_is_called_on_the_hub(ask):
     for model, status in (("chat", 200), (HUB_NAME, 200), ("microsoft/other", 404)):
         asked = {"model": model, "prompt": "a", "max_tokens": 1}
         assert ask("/v1/completions", asked).status_code == status, model
+        asked = {"model": model, "input": "a", "max_output_tokens": 1}
+        assert ask("/v1/responses", asked).status_code == status, model
 
 
 def test_the_seeds_triton_client(server, tokens, ask):
@@ -193,6 +195,10 @@ def test_the_openai_client(server, tokens):
     )
     said = "".join(piece.choices[0].delta.content or "" for piece in pieces)
     assert whole(said) == whole(answer.choices[0].message.content)
+    asked = {"model": "chat", "input": "hello", "max_output_tokens": 8, "temperature": 0}
+    assert client.responses.create(**asked).output_text == answer.choices[0].message.content
+    events = list(client.responses.create(**asked, stream=True))
+    assert whole(events[-1].response.output_text) == whole(said)
     assert [model.id for model in client.models.list()] == ["chat", HUB_NAME]
     direct = openai.OpenAI(base_url=f"{server.gateway_url}/predictions/chat/1.0/v1", api_key=client.api_key)
     assert client.models.retrieve("chat").id == direct.models.retrieve("chat").id == "chat"
@@ -200,6 +206,10 @@ def test_the_openai_client(server, tokens):
         client.chat.completions.create(model="other", messages=messages)
     with pytest.raises(openai.AuthenticationError):
         openai.OpenAI(base_url=f"{server.gateway_url}/v1", api_key="wrong").models.list()
+    with pytest.raises(openai.AuthenticationError):
+        openai.OpenAI(base_url=f"{server.gateway_url}/v1", api_key="wrong").responses.create(**asked)
+    with pytest.raises(openai.NotFoundError):
+        client.responses.retrieve("resp_1")
 
 
 def test_a_model_says_whether_it_is_ready(server, ask):

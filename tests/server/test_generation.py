@@ -20,7 +20,7 @@ from client import ManagementClient
 from handler.generation.measures import GAUGE_SECONDS
 from tests.support import archives, tiny_models
 from tests.support.grpc import Inference
-from tests.support.openai_clients import twenty_four_say
+from tests.support.openai_clients import twelve_responses_say, twenty_four_say
 from tests.support.reference import generated
 from tests.support.rounds import PROMPTS, messages, whole
 from tests.support.serving import Serving, served
@@ -93,8 +93,49 @@ def test_the_openai_client(chat, wanted):
 
 
 def test_the_asynchronous_openai_client(server, wanted):
-    for prompt, said in twenty_four_say(f"{server.inference_url}/predictions/chat/1.0/v1", NEW):
-        assert whole(said) == whole(wanted[prompt])
+    for clients_say in (twenty_four_say, twelve_responses_say):
+        for prompt, said in clients_say(f"{server.inference_url}/predictions/chat/1.0/v1", NEW):
+            assert whole(said) == whole(wanted[prompt])
+
+
+def test_the_openai_clients_responses(chat, wanted):
+    asked = {"model": "chat", "max_output_tokens": NEW}
+    conversation = [{"role": "user", "content": "a"}]
+    for more in (
+        {"input": PROMPTS[0]},
+        {"input": [{"role": "user", "content": [{"type": "input_text", "text": PROMPTS[0]}]}]},
+    ):
+        answer = chat.responses.create(**asked, **more)
+        assert answer.output_text == wanted[PROMPTS[0]] and answer.model == "chat"
+        stream = chat.responses.create(**asked, **more, stream=True)
+        assert "".join(event.delta for event in stream if event.type == "response.output_text.delta") == whole(
+            wanted[PROMPTS[0]]
+        )
+    for _ in range(2):  # with all that was answered, as it came
+        answer = chat.responses.create(**asked, input=conversation, instructions="be kind", store=False)
+        conversation += [*answer.output, {"role": "user", "content": "b"}]
+    assert answer.instructions == "be kind" and answer.usage.input_tokens > NEW
+    with chat.responses.stream(**asked, input="a") as stream:  # its own reading of the events
+        said = "".join(event.delta for event in stream if event.type == "response.output_text.delta")
+    assert said == whole(chat.responses.create(**asked, input="a").output_text)
+    for bad, says in (
+        ({"input": "a", "store": True}, "nothing is kept here"),
+        ({"input": "a", "previous_response_id": "resp_1"}, "nothing is kept here"),
+        ({"input": "a", "tools": [{"type": "web_search"}]}, "tools: expected a list of functions"),
+        (
+            {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "http://a/b"}]}]},
+            "of text",
+        ),
+        ({"input": "wizardry", "stream": True}, "no wizardry"),
+    ):
+        with pytest.raises(openai.BadRequestError, match=says):
+            chat.responses.create(model="chat", **bad)
+    with pytest.raises(openai.NotFoundError, match="only chat is served"):
+        chat.responses.create(model="other", input="a")
+    for call in (chat.responses.retrieve, chat.responses.cancel, chat.responses.delete):
+        with pytest.raises(openai.APIStatusError) as refused:
+            call("resp_1")
+        assert refused.value.status_code in (404, 405)
 
 
 def test_a_native_stream_comes_piece_by_piece(server, wanted):

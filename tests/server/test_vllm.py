@@ -11,7 +11,7 @@ import requests
 
 from client import ManagementClient
 from tests.support import archives, tiny_models
-from tests.support.openai_clients import twenty_four_say
+from tests.support.openai_clients import twelve_responses_say, twenty_four_say
 from tests.support.reference import generated
 from tests.support.rounds import PROMPTS, whole
 from tests.support.serving import served
@@ -57,8 +57,9 @@ def engines(server):
 def test_the_openai_client_async_and_streaming(server, model):
     wanted = {prompt: whole(generated(model, prompt, NEW)[0]) for prompt in PROMPTS}
 
-    for prompt, said in twenty_four_say(f"{server.inference_url}/predictions/chat/1.0/v1", NEW):
-        assert whole(said) == wanted[prompt]
+    for clients_say in (twenty_four_say, twelve_responses_say):
+        for prompt, said in clients_say(f"{server.inference_url}/predictions/chat/1.0/v1", NEW):
+            assert whole(said) == wanted[prompt]
 
 
 def stream_and_kill(server, process):

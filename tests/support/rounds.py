@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from openai.types.responses import Response, ResponseStreamEvent
+from pydantic import TypeAdapter
 from transformers import AutoTokenizer
 
 from tests.support import frames
@@ -42,7 +44,7 @@ class Client:
     @property
     def events(self) -> list[Any]:
         """The data of each event of a stream."""
-        found = [event.removeprefix(b"data: ") for event in self.body.split(b"\n\n") if event]
+        found = [event.partition(b"data: ")[2] for event in self.body.split(b"\n\n") if event]
         return [event.decode() if event == b"[DONE]" else json.loads(event) for event in found]
 
 
@@ -130,6 +132,53 @@ def a_speakers_name_is_read(frontend: Frontend, model: Path) -> None:
     answered = frontend.ask({"messages": asked, "max_tokens": NEW}, "v1/chat/completions").document
     tokens = AutoTokenizer.from_pretrained(model).apply_chat_template(asked, add_generation_prompt=True)
     assert answered["usage"]["prompt_tokens"] == len(tokens["input_ids"])
+
+
+def a_response_says_what_a_chat_says(frontend: Frontend) -> None:
+    """Whole and streamed, and to the end of a conversation that has all of what a response's items can be."""
+    called = {"call_id": "1", "name": "f", "arguments": '{"a": 1}'}
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
+    items = [
+        {"role": "user", "content": [{"type": "input_text", "text": "a"}, {"type": "input_text", "text": "b"}]},
+        {"type": "reasoning", "id": "rs_1", "summary": [], "content": [{"type": "reasoning_text", "text": "c"}]},
+        {"type": "message", "id": "msg_1", "role": "assistant", "status": "completed", "content": "d"},
+        {"type": "function_call", "id": "fc_1", "status": "completed", **called},
+        {"type": "function_call_output", "call_id": "1", "output": "e"},
+        {
+            "role": "assistant",
+            "content": [{"type": "output_text", "text": "f"}, {"type": "output_text", "text": "g"}],
+        },
+        {"type": "message", "role": "user", "content": "h"},
+    ]
+    said = [
+        {"role": "system", "content": "be kind"},
+        {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+        {"role": "assistant", "reasoning": "c", "reasoning_content": "c", "content": "d", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "1", "content": "e"},
+        {"role": "assistant", "content": "fg"},
+        {"role": "user", "content": "h"},
+    ]
+    asked = [({"input": prompt}, messages(prompt)) for prompt in PROMPTS]
+    for given, conversation in (*asked, ({"input": items, "instructions": "be kind"}, said)):
+        more = {"temperature": 0, "model": "tiny"}
+        chat = frontend.ask({"messages": conversation, "max_tokens": NEW, **more}, "v1/chat/completions").document
+        request = {**given, "max_output_tokens": NEW, **more}
+        answered = Response.model_validate(frontend.ask(request, "v1/responses").document, strict=True)
+        wanted = chat["choices"][0]["message"]["content"]
+        assert answered.output_text == wanted and answered.model == "tiny"
+        cut = chat["choices"][0]["finish_reason"] == "length"
+        assert answered.status == ("incomplete" if cut else "completed")
+        used = (answered.usage.input_tokens, answered.usage.output_tokens)
+        assert used == (chat["usage"]["prompt_tokens"], chat["usage"]["completion_tokens"])
+        streamed = frontend.ask({**request, "stream": True}, "v1/responses")
+        events = [TypeAdapter(ResponseStreamEvent).validate_python(event) for event in streamed.events]
+        assert b"[DONE]" not in streamed.body and [event.sequence_number for event in events] == [
+            *range(len(events))
+        ]
+        assert events[0].type == "response.created" and events[-1].type == f"response.{answered.status}"
+        deltas = [event.delta for event in events if event.type == "response.output_text.delta"]
+        assert "".join(deltas) == events[-1].response.output_text and whole("".join(deltas)) == whole(wanted)
+        assert events[-1].response.usage == answered.usage
 
 
 def wing(service: Any) -> Any:
