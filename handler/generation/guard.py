@@ -11,19 +11,27 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 LOOK_SECONDS = 0.5  # an engine that is still being loaded starts processes
+# In the environment of a worker's processes, by which those are found that it started after the last look. Older
+# ones have written their names over it (setproctitle).
+MARK = "GENERATION_GUARD"
 
 
 def guard() -> subprocess.Popen[bytes]:
     """Starts the guard of all processes that this one has and will have: they end when it does."""
-    return subprocess.Popen(
-        [sys.executable, "-I", "-S", __file__, str(os.getpid())],
+    mark = f"{os.getpid()}-{time.time_ns()}"
+    process = subprocess.Popen(
+        [sys.executable, "-I", "-S", __file__, str(os.getpid()), mark],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
+        env={name: value for name, value in os.environ.items() if name != MARK},  # of a guard before this one
     )
+    os.environ[MARK] = mark
+    return process
 
 
 def descendants(pid: int) -> Iterator[int]:
@@ -35,7 +43,18 @@ def descendants(pid: int) -> Iterator[int]:
                 yield from descendants(child)
 
 
-def watch(worker: int) -> None:
+def marked(mark: str) -> Iterator[int]:
+    """Handles of the processes that have it in their environment (proc(5), /proc/pid/environ)."""
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):  # another user's, or one that has ended
+            handle = os.pidfd_open(int(path.parent.name))
+            if f"{MARK}={mark}".encode() in path.read_bytes().split(b"\0"):
+                yield handle
+            else:
+                os.close(handle)
+
+
+def watch(worker: int, mark: str) -> None:
     """Returns when standard input has ended, and nobody of the worker's is left."""
     handles: dict[int, int] = {}  # unlike a number, a handle never means another process
     while not select.select([sys.stdin], [], [], LOOK_SECONDS)[0]:
@@ -46,10 +65,10 @@ def watch(worker: int) -> None:
         for handle in ended:
             os.close(handle)
         handles = {pid: handle for pid, handle in handles.items() if handle not in ended}
-    for handle in handles.values():
+    for handle in (*handles.values(), *marked(mark)):
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(handle, signal.SIGKILL)
 
 
 if __name__ == "__main__":
-    watch(int(sys.argv[1]))
+    watch(int(sys.argv[1]), sys.argv[2])

@@ -447,8 +447,9 @@ def test_an_engine_that_is_killed_is_gone(service, frontend, monkeypatch):
     wing(service)._silent = -math.inf  # its watch would end the process, which here is the tests'
 
 
-def test_a_worker_that_is_killed_while_it_loads_leaves_no_process():
-    """As TorchServe kills one that takes longer than startupTimeout."""
+@pytest.mark.parametrize("looks", [2, 0])
+def test_a_worker_that_is_killed_while_it_loads_leaves_no_process(looks):
+    """As TorchServe kills one that takes longer than startupTimeout; also what it has only just started."""
     code = (
         "import subprocess, time\n"
         "from handler.generation.guard import guard\n"
@@ -460,7 +461,7 @@ def test_a_worker_that_is_killed_while_it_loads_leaves_no_process():
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as worker_:
         left = [psutil.Process(int(pid)) for pid in worker_.stdout.readline().split()]
-        time.sleep(2 * LOOK_SECONDS)
+        time.sleep(looks * LOOK_SECONDS)
         worker_.kill()
     assert len(left) == 2
     gone, alive = psutil.wait_procs(left, timeout=10)
