@@ -45,12 +45,17 @@ def server(model, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def lasting(tmp_path_factory):
-    """A server of a model that goes on and on."""
+def lasting_store(tmp_path_factory):
+    """A model that goes on and on."""
     store = tmp_path_factory.mktemp("lasting")
     model = tiny_models.endless(tiny_models.chatter(store / "model", positions=2 * LONG))
     archives.build_model(store, "chat", model, "text-generation", f"--set=handler.max_new_tokens={LONG}")
-    with served(store, ["chat.mar"], "--gateway") as running:
+    return store
+
+
+@pytest.fixture(scope="module")
+def lasting(lasting_store):
+    with served(lasting_store, ["chat.mar"], "--gateway") as running:
         yield running
 
 
@@ -278,3 +283,24 @@ def test_a_stop_lets_every_stream_end(server):
     assert [[line for line in lines if line][-1] for lines in streams] == [b"data: [DONE]"] * 8
     _, left = psutil.wait_procs(family, timeout=60)
     assert not left
+
+
+def test_a_second_signal_waits_for_nobody(lasting_store):
+    """Nor does a third one leave anything behind."""
+    with Serving(lasting_store, ["chat.mar"], "--gateway", "--drain-seconds=600") as server:
+        asked = {"prompt": "a story", "max_new_tokens": LONG}
+        lines = requests.post(f"{server.gateway_url}/generate-stream", json=asked, stream=True).iter_lines()
+        assert next(lines).startswith(b"data: {")
+        server.processes()  # `stop` proves that they have ended
+        os.kill(server.supervisor, signal.SIGTERM)
+        while "stopping: waiting for what was accepted" not in server.output():
+            time.sleep(0.05)
+        os.kill(server.supervisor, signal.SIGINT)
+        while "stopping at once" not in server.output():
+            time.sleep(0.01)
+        os.kill(server.supervisor, signal.SIGINT)
+        with pytest.raises(requests.exceptions.ChunkedEncodingError):
+            list(lines)
+        assert server._launcher.wait(60) == 1
+        assert os.listdir(server.temp) == [server.log.name]
+        assert "Traceback" not in server.output()
