@@ -31,6 +31,8 @@ def parser() -> argparse.ArgumentParser:
     verify = commands.add_parser("verify", help="say whether an archive is whole", allow_abbrev=False)
     verify.add_argument("file", metavar="FILE", type=Path, help="a .mar, a .tar.gz or a no-archive directory")
     _add_run(commands.add_parser("run", help="answer a file of requests, without a server", allow_abbrev=False))
+    for command in commands.choices.values():
+        command.set_defaults(parser=command)
     return whole
 
 
@@ -90,7 +92,9 @@ def _add_build(build: argparse.ArgumentParser) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns its status."""
-    flags = parser().parse_args(arguments)
+    flags, unknown = parser().parse_known_args(arguments)
+    if unknown:  # told by the whole command line's parser, it would be with the usage of that (argparse)
+        flags.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     command = {"build": _build, "inspect": _inspect, "verify": _verify, "run": _run}[flags.command]
     kept = "; what was answered is kept" if flags.command == "run" else "; nothing was changed"
     return ended(lambda: command(flags), _say, kept)

@@ -5,14 +5,17 @@ The handler's own pipeline, without a server, in a process for each option; they
 
 from __future__ import annotations
 
+import os
+import signal
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import get_context
-from multiprocessing.pool import Pool
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ import numpy as np
 from benchmarks.candidates.candidate import CLASSIFY, EMBED
 from benchmarks.figures import Results
 from benchmarks.models import model_for
+from benchmarks.processes import Failed
 from benchmarks.texts import text_set
 from handler import pipeline, wings
 from handler.wire import Message
@@ -44,11 +48,30 @@ class Option:
     """A process that has one pipeline, as a worker has it: what torch.compile keeps is the process's."""
 
     name: str
-    process: Pool
+    process: ProcessPoolExecutor
+
+    def run(self, work: Callable[..., Any], *given: object) -> Any:
+        """What the work returns, there. Raises Failed where the process has been killed."""
+        try:
+            return self.process.submit(work, *given).result()
+        except BrokenProcessPool as err:
+            raise Failed(f"{self.name}: its process ended by itself") from err
 
     def ask(self, question: Callable[[pipeline.BatchPipeline, Sequence[str]], Any], texts: Sequence[str]) -> Any:
         """The question's answer, from there."""
-        return self.process.apply(_asked, (question, texts))
+        return self.run(_asked, question, texts)
+
+
+@contextmanager
+def process() -> Iterator[ProcessPoolExecutor]:
+    """One that ends with the `with` block, whatever it is doing."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as executor:
+        pid = executor.submit(os.getpid).result()
+        try:
+            yield executor
+        finally:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 _loaded: list[pipeline.BatchPipeline] = []  # of this process: one
@@ -73,12 +96,8 @@ def processes(task: str, found: dict[str, dict[str, Any]], say: Callable[[str], 
         (home / "model").symlink_to(model_for(task))
         options = []
         for name in OPTIONS:
-            option = Option(name, stack.enter_context(get_context("spawn").Pool(1)))
-            found[name] = {
-                "load_seconds": option.process.apply(load, (task, name, home)),
-                "rates": [],
-                "singles": [],
-            }
+            option = Option(name, stack.enter_context(process()))
+            found[name] = {"load_seconds": option.run(load, task, name, home), "rates": [], "singles": []}
             say(f"{task}, {name}: loaded after {found[name]['load_seconds']:.0f} s")
             options.append(option)
         yield options

@@ -31,11 +31,16 @@ ensure_venv() {
   if [ ${#missing[@]} -eq 0 ]; then return; fi
   if [ ! -x "$VENV/bin/pip" ]; then make_venv; fi
   say "installing ${missing[*]} (once; some minutes)"
-  # torch by itself and first: asked for by another package it would come in another build.
-  (cd "$ROOT" && "$VENV/bin/pip" install --progress-bar off "$(grep -o '^torch==[^ ]*' requirements.txt)" &&
-    "$VENV/bin/pip" install --progress-bar off --constraint constraints.txt "${missing[@]/#/--requirement=}") >"$log" 2>&1 &
-  show_progress $! "$log" || die "the installation failed: $(grep -i '^error' "$log" | head -n 1); see .venv/install.log"
+  run_showing_progress "$log" install_in_order "${missing[@]}" ||
+    die "the installation failed: $(grep -i '^error' "$log" | head -n 1); see .venv/install.log"
   for file in "${missing[@]}"; do stamp_of "$file" >"$VENV/.installed-$file"; done
+}
+
+# install_in_order FILE...: torch by itself and first; asked for by another package it would come in another build.
+install_in_order() {
+  cd "$ROOT" &&
+    "$VENV/bin/pip" install --progress-bar off "$(grep -o '^torch==[^ ]*' requirements.txt)" &&
+    "$VENV/bin/pip" install --progress-bar off --constraint constraints.txt "${@/#/--requirement=}"
 }
 
 # is_installed FILE: by its stamp, and because what it pins is there: a package may have been removed since.
@@ -51,8 +56,8 @@ is_installed() {
 ensure_vllm() {
   if is_installed requirements-vllm.txt; then return; fi
   say "installing requirements-vllm.txt (once; a minute)"
-  (cd "$ROOT" && "$VENV/bin/pip" install --progress-bar off --no-deps --requirement requirements-vllm.txt) >"$VENV/install-vllm.log" 2>&1 &
-  show_progress $! "$VENV/install-vllm.log" ||
+  run_showing_progress "$VENV/install-vllm.log" \
+    "$VENV/bin/pip" install --progress-bar off --no-deps --requirement "$ROOT/requirements-vllm.txt" ||
     die "the installation failed: $(grep -i '^error' "$VENV/install-vllm.log" | head -n 1); see .venv/install-vllm.log"
   stamp_of requirements-vllm.txt >"$VENV/.installed-requirements-vllm.txt"
 }
@@ -67,16 +72,24 @@ make_venv() {
   "$python" -m venv "$VENV" || die "the virtual environment could not be made"
 }
 
-# show_progress PID LOG: a line each time pip turns to another package, then the exit status of PID.
-show_progress() {
-  local last='' line
-  while kill -0 "$1" 2>/dev/null; do
+# run_showing_progress LOG COMMAND...: a line each time pip turns to another package, then the exit status.
+run_showing_progress() {
+  local log=$1 last='' line pid
+  shift
+  set -m # a process group of its own, which ends with the script: bash's children outlive it
+  "$@" >"$log" 2>&1 &
+  set +m
+  pid=$!
+  # shellcheck disable=SC2064 # the local is gone by then
+  trap "kill -- -$pid" EXIT
+  while kill -0 "$pid" 2>/dev/null; do
     sleep 1
-    line=$(grep -oE '^(Collecting|Installing) [^ ]+' "$2" 2>/dev/null | tail -n 1 || true)
+    line=$(grep -oE '^(Collecting|Installing) [^ ]+' "$log" 2>/dev/null | tail -n 1 || true)
     if [ -n "$line" ] && [ "$line" != "$last" ]; then
       say "  $line"
       last=$line
     fi
   done
-  wait "$1"
+  trap - EXIT
+  wait "$pid"
 }

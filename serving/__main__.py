@@ -26,7 +26,7 @@ from serving.gateway import config, grpc_front
 from serving.gateway.config import Gateway
 from serving.gateway.haproxy import HAProxy, check_descriptors
 from serving.scratch import private_directory, scratch_directory
-from serving.signals import end_at_signals, note_signals
+from serving.signals import count_signals, end_at_signals, note_signals
 
 ROOT = Path(__file__).resolve().parent.parent
 PING_SECONDS = 2.0
@@ -126,13 +126,13 @@ def serve(args: argparse.Namespace, scratch: Path, stopping: list[int]) -> int:
         addresses = properties["inference_address"], properties["management_address"]
         drain(*addresses, server.pid, ports, max(1.0, left))
     except KeyboardInterrupt:
-        say("stopping at once")
+        say("stopping at once: what has not been answered is broken off")
     finally:
-        with suppress(KeyboardInterrupt):  # whoever is in a hurry leaves no server behind
-            if front is not None:
-                front.stop()
-        stop(server)
-    return 0
+        count_signals(stopping)
+        if front is not None:
+            front.stop()
+        stop(server, stopping)
+    return 0 if len(stopping) < 2 else 1
 
 
 def read_gateway(
@@ -214,17 +214,15 @@ def all_registered(management: str, models: Sequence[str]) -> bool:
     return True
 
 
-def stop(server: subprocess.Popen[bytes]) -> None:
-    """Ends the server and its workers, whatever state they are in."""
-    if server.poll() is None:
-        server.terminate()
-        try:
-            server.wait(STOP_SECONDS)
-        except (subprocess.TimeoutExpired, KeyboardInterrupt):
-            server.kill()
-            server.wait()
+def stop(server: subprocess.Popen[bytes], stopping: Sequence[int]) -> None:
+    """Ends the server and its workers, whatever state they are in; whoever is in a hurry waits for nothing."""
+    server.terminate()
+    end = time.monotonic() + STOP_SECONDS
+    while server.poll() is None and len(stopping) < 2 and time.monotonic() < end:
+        time.sleep(0.05)
     with suppress(ProcessLookupError):  # workers share its session; they outlive it only where it was killed
         os.killpg(server.pid, signal.SIGKILL)
+    server.wait()
 
 
 def say(line: str) -> None:

@@ -22,6 +22,7 @@ from serving import recognition
 from serving.children import own_session
 from serving.errors import CannotServe
 from serving.gateway.config import PLATFORM, document_of
+from serving.ports import is_port
 from serving.scratch import scratch_directory
 from serving.signals import end_at_signals
 
@@ -97,7 +98,7 @@ def read_contract(environment: Mapping[str, str], sagemaker: bool) -> Contract:
     port = environment.get(says) or str(base.port)
     grpc = environment.get("GRPC_PORT")
     for name, given in ((says, port), ("GRPC_PORT", grpc)):
-        if given and (not re.fullmatch(r"[1-9][0-9]{0,4}", given) or int(given) > 65_535):
+        if given and not is_port(given):
             problems.append(f"{name}: {given}: expected a port from 1 to 65535")
         elif given and int(given) in _inner_ports(environment):
             problems.append(f"{name}: {given}: expected another one, this is used inside")

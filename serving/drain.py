@@ -50,10 +50,10 @@ def drain(inference: str, management: str, server: int, ports: Iterable[int], se
     """
     end = time.monotonic() + seconds
     try:
-        with ManagementClient(management, timeout=5) as client:
+        with ManagementClient(management, timeout=seconds) as client:  # one that is slow is not gone
             # Nothing passes a queue that has no worker.
             serving = [model for model in client.models() if model.ready]
-            markers = [_accepted_connection(inference) for _ in serving]
+            markers = [_accepted_connection(inference, seconds) for _ in serving]
             for port in ports:
                 shut_listener(server, port)
             for model, connection in zip(serving, markers, strict=True):
@@ -61,7 +61,7 @@ def drain(inference: str, management: str, server: int, ports: Iterable[int], se
             workers = [worker.pid for model in client.models() for worker in model.workers if worker.pid > 0]
             refuse(workers)
             if serving:
-                _wait_for_rest(client, workers, end)
+                _wait_for_rest(client, server, workers, end)
     except (OSError, ClientError, http.client.HTTPException):
         return  # it is still starting, or already gone: there is nothing to wait for
 
@@ -131,9 +131,9 @@ def _listening_inodes(port: int) -> set[str]:
     return found
 
 
-def _accepted_connection(address: str) -> http.client.HTTPConnection:
+def _accepted_connection(address: str, seconds: float) -> http.client.HTTPConnection:
     """A connection that the server has taken from its backlog: what is still in it is lost with the listener."""
-    connection = http.client.HTTPConnection(urlsplit(address).netloc, timeout=5)
+    connection = http.client.HTTPConnection(urlsplit(address).netloc, timeout=seconds)
     connection.request("GET", "/ping")
     connection.getresponse().read()
     return connection
@@ -152,13 +152,13 @@ def _pass_queue(connection: http.client.HTTPConnection, path: str, end: float) -
         connection.close()
 
 
-def _wait_for_rest(client: ManagementClient, workers: Sequence[int], end: float) -> None:
+def _wait_for_rest(client: ManagementClient, server: int, workers: Sequence[int], end: float) -> None:
     spent, woken = activity(workers)
     while time.monotonic() < end:
         time.sleep(POLL_SECONDS)
         spent_before, woken_before = spent, woken
         spent, woken = activity(workers)
-        rests = spent - spent_before < REST and woken == woken_before
+        rests = spent - spent_before < REST and woken == woken_before and asleep((server, *workers))
         if rests and not any(model.pending for model in client.models()):
             return
 
@@ -179,3 +179,13 @@ def activity(workers: Iterable[int]) -> tuple[float, int]:
         except psutil.Error:
             continue
     return spent, woken
+
+
+def asleep(processes: Iterable[int]) -> bool:
+    """Whether every thread of them does (proc_pid_stat(5)): one that only waits for a core has done as little."""
+    for pid in processes:
+        for thread in Path(f"/proc/{pid}/task").glob("*/stat"):
+            with suppress(OSError):  # it has ended
+                if thread.read_text().rpartition(")")[2].split()[0] not in "SZX":
+                    return False
+    return True

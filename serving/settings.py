@@ -10,6 +10,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from serving.errors import CannotServe
+from serving.ports import is_port
 
 ADDRESSES = ("inference_address", "management_address", "metrics_address")
 GRPC_PORTS = ("grpc_inference_port", "grpc_management_port")
@@ -61,7 +62,7 @@ def _check_addresses(properties: Mapping[str, str], source: Path) -> None:
     for name in (*ADDRESSES, *GRPC_PORTS):
         told = properties.get(name, "unix:")
         port = told if name in GRPC_PORTS else told.rpartition(":")[2]
-        if not told.startswith("unix:") and not (re.fullmatch("[0-9]{1,5}", port) and 0 < int(port) < 65_536):
+        if not told.startswith("unix:") and not is_port(port):
             raise CannotServe(f"{source}: {name}: {told}: expected a port from 1 to 65535")
 
 

@@ -26,14 +26,19 @@ def end_at_signals() -> list[int]:
 
 
 def note_signals(received: list[int]) -> None:
-    """From now on the first one is appended to the list; the second raises KeyboardInterrupt."""
+    """From now on they are appended to the list; the second is a KeyboardInterrupt too."""
 
     def note(number: int, frame: FrameType | None) -> None:
-        if received:
-            raise KeyboardInterrupt
         received.append(number)
+        if len(received) == 2:
+            raise KeyboardInterrupt
 
     _handle(note)
+
+
+def count_signals(received: list[int]) -> None:
+    """From now on they are appended to the list: none stops the cleaning up."""
+    _handle(lambda number, frame: received.append(number))
 
 
 def _handle(handler: Callable[[int, FrameType | None], None]) -> None:

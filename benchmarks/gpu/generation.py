@@ -28,6 +28,7 @@ from benchmarks.generation.models import SIZES, Sizes, make, prompts
 from benchmarks.generation.turns import in_turns
 from benchmarks.gpu import machine
 from benchmarks.gpu.report import Greedy, Leaks, Streams
+from benchmarks.gpu.server import served_on
 from benchmarks.gpu.settings import Settings
 from benchmarks.http_client import ask_all, post
 from benchmarks.processes import Failed, served
@@ -117,9 +118,10 @@ class Generation:
         store.mkdir(exist_ok=True)
         candidate.prepare(Job(TASK, model, 0, store, store))
         job = stack.enter_context(served(candidate, TASK, model, store))
-        said = (job.scratch / "output.log").read_text(errors="replace")
-        if isinstance(candidate, OurEngine) and f"serving {TASK} on {self.settings.device}" not in said:
-            raise Failed(f"the worker did not say that it serves on {self.settings.device}")
+        if isinstance(candidate, OurEngine):
+            said = served_on(job.scratch / "output.log", TASK, 1)
+            if not said or not said[0].startswith(self.settings.device):
+                raise Failed(f"a worker on {self.settings.device} was expected, it said {said}")
         return job
 
 

@@ -21,8 +21,19 @@ from serving.ports import free_ports
 
 READY_SECONDS = 300.0
 STOP_SECONDS = 90.0
-SERVED_ON = re.compile(r"serving feature-extraction on (\S+) with")
+TASK = "feature-extraction"  # of every deployment
+SAID_SECONDS = 10.0  # until a worker's line, which goes through TorchServe's log, is there
 STEPS = ("parse", "encode", "forward", "decode", "write")
+
+
+def served_on(log: Path, task: str, workers: int = 0) -> list[str]:
+    """The device that each worker said it computes on, once so many have; one that finds no GPU is on the CPU."""
+    end = time.monotonic() + SAID_SECONDS
+    while True:
+        said = re.findall(rf"serving {task} on (\S+) with", log.read_text(errors="replace"))
+        if len(said) >= workers or time.monotonic() >= end:
+            return said
+        time.sleep(0.1)
 
 
 class Server:
@@ -70,7 +81,7 @@ class Server:
 
     def devices(self) -> list[str]:
         """The device that each worker said it computes on."""
-        return SERVED_ON.findall(self.output())
+        return served_on(self.log, TASK)
 
     def steps(self, name: str) -> dict[str, float]:
         """Seconds that a model's workers have spent in each of the handler's steps so far."""
@@ -134,14 +145,10 @@ class Server:
                             raise self._failed(f"not ready after {READY_SECONDS:.0f} s: {err}") from err
 
     def _check_device(self) -> None:
-        """A worker that finds no GPU computes on the CPU and says so in its one line, which may come late."""
         expected = sum(deployment.workers for deployment in self.deployments)
-        deadline = time.monotonic() + 10
-        while len(self.devices()) < expected and time.monotonic() < deadline:
-            time.sleep(0.1)
-        wrong = [device for device in self.devices() if not device.startswith(self.device)]
-        if wrong or len(self.devices()) < expected:
-            raise self._failed(f"{expected} workers on {self.device} were expected, they said {self.devices()}")
+        said = served_on(self.log, TASK, expected)
+        if len(said) < expected or not all(device.startswith(self.device) for device in said):
+            raise self._failed(f"{expected} workers on {self.device} were expected, they said {said}")
 
     def _failed(self, reason: str) -> Failed:
         """With the end of the server's output, which says why."""

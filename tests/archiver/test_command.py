@@ -50,7 +50,11 @@ def test_a_users_mistake_is_lines_and_never_a_traceback(command, model, store):
 
 def test_wrong_usage(command):
     assert command("build", "--archive-format", "rar").returncode == 2
-    assert command("build", "--forc").returncode == 2
+    for name, *needed in (("build",), ("inspect", "file"), ("run", "file", "--input=a", "--output=b")):
+        done = command(name, *needed, "--forc")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith(f"usage: archiver {name} ")
+        assert done.stderr.endswith(f"archiver {name}: error: unrecognized arguments: --forc\n")
     assert command().returncode == 2
     for name in ("build", "inspect", "verify"):
         done = command(name, "--help")

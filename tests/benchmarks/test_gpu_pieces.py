@@ -8,6 +8,7 @@ import math
 import os
 import subprocess
 import sys
+import threading
 import zipfile
 from pathlib import Path
 from unittest.mock import Mock
@@ -22,7 +23,7 @@ from benchmarks.gpu.__main__ import make_settings, read_arguments
 from benchmarks.gpu.machine import Machine
 from benchmarks.gpu.models import Deployment
 from benchmarks.gpu.report import Correctness, Generated, Greedy, Leaks, Report, ServedSpeed, Streams
-from benchmarks.gpu.server import Server
+from benchmarks.gpu.server import Server, served_on
 from benchmarks.gpu.settings import MODELS, PARTS, Words
 from benchmarks.processes import Failed
 from client import ClientError
@@ -161,6 +162,16 @@ def test_a_worker_on_another_device_is_an_error(tmp_path):
     server.log.write_text("INFO MODEL_LOG serving feature-extraction on cpu with 2 CPU threads\n")
     with pytest.raises(Failed, match=r"on cuda were expected.*'cpu'"):
         server._check_device()
+
+
+def test_a_workers_line_may_come_late(tmp_path):
+    log = tmp_path / "output.log"
+    log.touch()
+    line = "INFO MODEL_LOG serving text-generation on cuda:0 with 2 CPU threads\n"
+    late = threading.Timer(0.3, log.write_text, (line,))
+    late.start()
+    assert served_on(log, "text-generation", 1) == ["cuda:0"]
+    late.join()
 
 
 # -- the load

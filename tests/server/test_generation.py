@@ -41,17 +41,22 @@ def model(tmp_path_factory):
 def server(model, tmp_path_factory):
     store = tmp_path_factory.mktemp("store")
     archives.build_model(store, "chat", model, "text-generation", *FLAGS)
-    with served(store, ["chat.mar"]) as running:
+    with served(store, ["chat.mar"], "--drain-seconds=600") as running:  # a slow machine has as long as it takes
         yield running
 
 
 @pytest.fixture(scope="module")
-def lasting(tmp_path_factory):
-    """A server of a model that goes on and on."""
+def lasting_store(tmp_path_factory):
+    """A model that goes on and on."""
     store = tmp_path_factory.mktemp("lasting")
     model = tiny_models.endless(tiny_models.chatter(store / "model", positions=2 * LONG))
     archives.build_model(store, "chat", model, "text-generation", f"--set=handler.max_new_tokens={LONG}")
-    with served(store, ["chat.mar"], "--gateway") as running:
+    return store
+
+
+@pytest.fixture(scope="module")
+def lasting(lasting_store):
+    with served(lasting_store, ["chat.mar"], "--gateway") as running:
         yield running
 
 
@@ -324,7 +329,7 @@ def test_a_stop_lets_every_stream_end(server):
     family = server.processes()
     asked = {"prompt": "a story", "max_new_tokens": 400, "stream": True}
     streams = [native(server, **asked).iter_lines() for _ in range(8)]
-    assert all(next(lines).startswith(b"data: {") for lines in streams)
+    assert all(next(filter(None, lines)).startswith(b"data: {") for lines in streams)  # after signs of life
     os.kill(server.supervisor, signal.SIGTERM)
     refused = 0
     while not refused:  # a few may come in before it has shut its door
@@ -335,3 +340,24 @@ def test_a_stop_lets_every_stream_end(server):
     assert [[line for line in lines if line][-1] for lines in streams] == [b"data: [DONE]"] * 8
     _, left = psutil.wait_procs(family, timeout=60)
     assert not left
+
+
+def test_a_second_signal_waits_for_nobody(lasting_store):
+    """Nor does a third one leave anything behind."""
+    with Serving(lasting_store, ["chat.mar"], "--gateway", "--drain-seconds=600") as server:
+        asked = {"prompt": "a story", "max_new_tokens": LONG}
+        lines = requests.post(f"{server.gateway_url}/generate-stream", json=asked, stream=True).iter_lines()
+        assert next(filter(None, lines)).startswith(b"data: {")
+        server.processes()  # `stop` proves that they have ended
+        os.kill(server.supervisor, signal.SIGTERM)
+        while "stopping: waiting for what was accepted" not in server.output():
+            time.sleep(0.05)
+        os.kill(server.supervisor, signal.SIGINT)
+        while "stopping at once" not in server.output():
+            time.sleep(0.01)
+        os.kill(server.supervisor, signal.SIGINT)
+        with pytest.raises(requests.exceptions.ChunkedEncodingError):
+            list(lines)
+        assert server._launcher.wait(60) == 1
+        assert os.listdir(server.temp) == [server.log.name]
+        assert "Traceback" not in server.output()

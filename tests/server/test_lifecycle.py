@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from client import ClientError, InferenceClient, ManagementClient
-from serving.drain import REST, activity
+from serving.drain import REST, activity, asleep
 from serving.ports import free_ports
 from serving.scratch import remove_stale
 from tests.support import archives
@@ -69,6 +69,19 @@ def test_who_wakes_again_and_again_does_not_rest(program, rests):
         spent_later, woken_later = activity([worker.pid])
         worker.kill()
     assert (woken_later == woken) == rests and spent_later - spent < REST * 2
+
+
+def test_who_is_kept_from_running_does_not_sleep():
+    """As a worker is, or the frontend, where others have the cores."""
+    command = [sys.executable, "-S", "-c", "import sys; print(flush=True); sys.stdin.read()"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as worker:
+        worker.stdout.readline()
+        while not asleep([worker.pid]):
+            time.sleep(0.01)
+        os.kill(worker.pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, worker.pid, os.WSTOPPED)
+        assert not asleep([worker.pid])
+        worker.kill()
 
 
 def test_a_stop_while_it_starts(store):
