@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import sys
+import time
 from collections.abc import Callable
 from types import FrameType
+
+TWICE_SECONDS = 0.5  # a launcher may send its one to its child, and again to the group (coreutils' timeout)
 
 
 def end_at_signals() -> list[int]:
@@ -26,9 +30,14 @@ def end_at_signals() -> list[int]:
 
 
 def note_signals(received: list[int]) -> None:
-    """From now on they are appended to the list; the second is a KeyboardInterrupt too."""
+    """From now on they are appended to the list, but for one's twin; the second is a KeyboardInterrupt too."""
+    came = -math.inf
 
     def note(number: int, frame: FrameType | None) -> None:
+        nonlocal came
+        before, came = came, time.monotonic()
+        if came - before < TWICE_SECONDS:
+            return
         received.append(number)
         if len(received) == 2:
             raise KeyboardInterrupt

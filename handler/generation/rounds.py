@@ -33,6 +33,7 @@ from handler.batch import guarded, log_defect
 from handler.config import ModelConfig
 from handler.draining import Drain
 from handler.errors import HandlerError, InternalError, InvalidRequest, LoadError, TooLarge
+from handler.generation import frontend
 from handler.generation.application import Ask, Exchange, News
 from handler.generation.engine import ENGINES, Engine
 from handler.generation.measures import Gauges, Timed, log
@@ -51,6 +52,7 @@ STEP_SECONDS = 0.05  # that it then waits for the engine's next step
 GATHER_SECONDS = 0.004  # after it: a step of the engine has a token for everybody
 WARM_UP_SECONDS = 240  # for the first two tokens
 LOOK_SECONDS, SILENCE_LOOKS = 0.25, 4  # at whether a round has come, and how many without mean that none will
+MOST_LOOKS = 20  # the same where the frontend is busy: on a machine whose cores are taken it may be long in coming
 SIGN, SIGN_SECONDS = b"\n\n", 0.75  # of life, and how long a request may be without
 AHEAD = 8  # as many answers as rounds may hold, that wait for one before them in a file
 
@@ -306,6 +308,8 @@ class Generation:
             with self._lock:
                 self._silent += 1
                 if self._owed or self._silent < SILENCE_LOOKS:
+                    continue
+                if self.live and self._silent < MOST_LOOKS and frontend.may_have_a_round():
                     continue
                 self._lost |= self.live
                 for gone in tuple(self.live):

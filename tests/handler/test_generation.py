@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from asyncio import Queue
 from dataclasses import replace
@@ -631,3 +633,17 @@ def test_a_stream_that_begins_with_an_error_is_a_whole_answer(piece, found):
 def test_an_engines_error_is_of_bounded_length():
     assert len(bounded(b'{"error": {"message": "' + b"a" * 10_000 + b'", "code": 400}}')) < 1000
     assert bounded(b'{"error": {"message": "a"}}') == b'{"error": {"message": "a"}}'
+
+
+@pytest.mark.parametrize(
+    ("frontend_does", "busy"), [("child.wait()", False), ("while child.poll() is None: pass", True)]
+)
+def test_a_frontend_that_is_busy_may_have_a_round(frontend_does, busy):
+    worker_does = (
+        "import threading, time; from handler.generation.frontend import may_have_a_round\n"
+        "watch = threading.Thread(target=lambda: (time.sleep(0.5), print(may_have_a_round())))\n"
+        "watch.start(); watch.join()"
+    )
+    code = f"import subprocess, sys; child = subprocess.Popen([sys.executable, '-c', {worker_does!r}])\n{frontend_does}"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said.split() == [str(busy)]

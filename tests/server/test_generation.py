@@ -18,6 +18,7 @@ import requests
 
 from client import ManagementClient
 from handler.generation.measures import GAUGE_SECONDS
+from serving.signals import TWICE_SECONDS
 from tests.support import archives, tiny_models
 from tests.support.grpc import Inference
 from tests.support.openai_clients import twelve_responses_say, twenty_four_say
@@ -349,9 +350,12 @@ def test_a_second_signal_waits_for_nobody(lasting_store):
         lines = requests.post(f"{server.gateway_url}/generate-stream", json=asked, stream=True).iter_lines()
         assert next(filter(None, lines)).startswith(b"data: {")
         server.processes()  # `stop` proves that they have ended
-        os.kill(server.supervisor, signal.SIGTERM)
+        for _ in "ab":  # as one that a launcher sends to its child and to the group
+            os.kill(server.supervisor, signal.SIGTERM)
         while "stopping: waiting for what was accepted" not in server.output():
             time.sleep(0.05)
+        time.sleep(TWICE_SECONDS)
+        assert next(filter(None, lines)).startswith(b"data: {") and "at once" not in server.output()
         os.kill(server.supervisor, signal.SIGINT)
         while "stopping at once" not in server.output():
             time.sleep(0.01)
