@@ -644,6 +644,7 @@ def test_a_frontend_that_is_busy_may_have_a_round(frontend_does, busy):
         "watch = threading.Thread(target=lambda: (time.sleep(0.5), print(may_have_a_round())))\n"
         "watch.start(); watch.join()"
     )
-    code = f"import subprocess, sys; child = subprocess.Popen([sys.executable, '-c', {worker_does!r}])\n{frontend_does}"
+    child = f"child = subprocess.Popen([sys.executable, '-c', {worker_does!r}])"
+    code = f"import subprocess, sys; {child}\n{frontend_does}"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert said.split() == [str(busy)]
