@@ -28,6 +28,7 @@ from urllib.parse import urlsplit
 import psutil
 
 from client import ClientError, ManagementClient
+from handler.generation.frontend import is_awake
 
 SYS_PIDFD_GETFD = 438  # the same number on every architecture (asm-generic/unistd.h)
 SO_ATTACH_FILTER = 26  # asm-generic/socket.h
@@ -182,10 +183,5 @@ def activity(workers: Iterable[int]) -> tuple[float, int]:
 
 
 def asleep(processes: Iterable[int]) -> bool:
-    """Whether every thread of them does (proc_pid_stat(5)): one that only waits for a core has done as little."""
-    for pid in processes:
-        for thread in Path(f"/proc/{pid}/task").glob("*/stat"):
-            with suppress(OSError):  # it has ended
-                if thread.read_text().rpartition(")")[2].split()[0] not in "SZX":
-                    return False
-    return True
+    """Whether every thread of them does: one that only waits for a core has done as little."""
+    return not any(is_awake(stat) for pid in processes for stat in Path(f"/proc/{pid}/task").glob("*/stat"))

@@ -34,14 +34,8 @@ from handler.wire import Reply, error_reply
 
 NO = optional(Rule("false", lambda v: v is False))
 ONE = optional(Rule("1", lambda v: v == 1 and v is not True))
-SAME = (
-    *DRAWN,
-    "repetition_penalty",
-    "frequency_penalty",
-    "seed",
-    "typical_p",
-    "stop",
-)  # as in the OpenAI protocol
+# As in the OpenAI protocol.
+SAME = (*DRAWN, "repetition_penalty", "frequency_penalty", "seed", "typical_p", "stop")
 # Names here -> names of the OpenAI protocol, and of vLLM's beside it.
 RENAMED = {"num_return_sequences": "n", "truncate": "truncate_prompt_tokens", "grammar": "structured_outputs"}
 NAMES = {**{name: name for name in SAME}, "stop_sequences": "stop", "adapter_id": "model", **RENAMED}
@@ -114,7 +108,8 @@ def read(document: Document, served: Served) -> Route:
     for theirs, ours in RENAMED.items():
         if ours in body and ours not in served.engine.fields[path]:
             raise InvalidRequest(f"parameters.{theirs}: this engine does not do this")
-    prompts = [asked.inputs] if is_chat or isinstance(asked.inputs, str) else asked.inputs
+    alone = is_chat or isinstance(asked.inputs, str)
+    prompts = [asked.inputs] if alone else asked.inputs
     detailed = bool(parameters.get("details"))
     for name, wanted in (("stream", asked.stream), ("parameters.details", detailed)):
         if wanted and len(prompts) * body.get("n", 1) > 1:
@@ -142,7 +137,7 @@ def read(document: Document, served: Served) -> Route:
         ]
         if detailed:
             made[0][0]["details"] = {**_details(usage, parameters), "prefill": [], "tokens": []}
-        return Reply(orjson.dumps(made[0] if is_chat or isinstance(asked.inputs, str) else made))
+        return Reply(orjson.dumps(made[0] if alone else made))
 
     events = _Events(usage, before[0], parameters)
     piece = Stream(events.tell, events.end).piece
@@ -168,8 +163,9 @@ def _in_openai_terms(parameters: Document, served: Served) -> Document:
     body = {ours: parameters[theirs] for theirs, ours in NAMES.items() if theirs in parameters}
     if body.get("n") == 1:
         del body["n"]
-    if body.get("model", served.name) not in served.names:
+    if (model := served.known(body.get("model"))) is None:
         raise NotOffered(f"parameters.adapter_id: expected one of {', '.join(served.names)}")
+    body["model"] = model
     if parameters.get("do_sample") is False:  # then `generate` does nothing of a draw
         body = {name: value for name, value in body.items() if name not in OF_A_DRAW} | {"temperature": 0}
     elif parameters.get("do_sample") and not (served.engine.draws or body.keys() & set(DRAWN)):

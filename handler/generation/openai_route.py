@@ -7,10 +7,9 @@ from functools import partial
 import orjson
 
 from handler.errors import NotOffered
-from handler.generation.application import Ask
-from handler.generation.openai_protocol import Document, Stream, Usage, as_protocol, bounded, written
+from handler.generation.openai_protocol import Document, Stream, Usage, as_protocol, bounded
 from handler.generation.openai_requests import judge
-from handler.generation.route import Route, Served
+from handler.generation.route import Route, Served, ask
 from handler.protocols.openai_embeddings import openai_error
 from handler.wire import Reply, error_reply
 
@@ -20,12 +19,8 @@ UNNAMED = "dummy"  # what huggingface_hub's InferenceClient(base_url=…) has fo
 def read(path: str, document: Document, served: Served) -> Route:
     """A request to one of the paths. Raises NotOffered or BadRequest."""
     engine, model = served.engine, known(document, served)
-    asked = {**judge(path, document, engine.fields[path], served.limits, engine.draws), "model": model}
+    asked = judge(path, document, engine.fields[path], served.limits, engine.draws)
     options = asked.get("stream_options") or {}
-    if asked.get("stream"):
-        asked["stream_options"] = {"include_usage": True}  # which is taken out again where nobody asked
-    else:
-        asked.pop("stream_options", None)
     usage = Usage()
 
     def whole(status: int, body: bytes, content_type: str) -> Reply:
@@ -39,12 +34,13 @@ def read(path: str, document: Document, served: Served) -> Route:
 
     refuse = partial(error_reply, shape=openai_error)
     streams = bool(asked.get("stream"))
-    return Route(Ask("POST", f"/{path}", written(asked)), whole, Stream(tell).piece, streams, refuse, usage)
+    return Route(ask(path, asked, model), whole, Stream(tell).piece, streams, refuse, usage)
 
 
 def known(document: Document, served: Served) -> str:
     """What the engine calls the model that is asked for. Raises NotOffered."""
     wanted = document.get("model")
-    if wanted not in (None, UNNAMED) and wanted not in served.names:
+    model = served.known(None if wanted == UNNAMED else wanted)
+    if model is None:
         raise NotOffered(f"model: only {', '.join(served.names)} is served here")
-    return wanted if wanted in served.engine.adapters else served.name
+    return model

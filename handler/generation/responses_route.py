@@ -14,11 +14,10 @@ from functools import partial
 import orjson
 
 from handler.generation import responses_requests
-from handler.generation.application import Ask
 from handler.generation.openai_protocol import CHAT, Document, Stream, Usage, bounded, written
 from handler.generation.openai_route import known
 from handler.generation.responses_events import Answer, Events, as_response
-from handler.generation.route import Route, Served
+from handler.generation.route import Route, Served, ask
 from handler.protocols.openai_embeddings import openai_error
 from handler.wire import Reply, error_reply
 
@@ -29,8 +28,6 @@ def read(document: Document, served: Served) -> Route:
     asked, echoed = responses_requests.read(document, engine.fields[CHAT], served.limits, engine.draws)
     written({"response": echoed})  # or its answer could not be: it has a format one level deeper than a chat
     streams = bool(asked.get("stream"))
-    if streams:
-        asked["stream_options"] = {"include_usage": True}
     usage, answer = Usage(), Answer(echoed, model)
 
     def whole(status: int, body: bytes, content_type: str) -> Reply:
@@ -41,7 +38,6 @@ def read(document: Document, served: Served) -> Route:
         return Reply(orjson.dumps(as_response(chat, answer)), content_type)
 
     events = Events(answer, usage)
-    ask = Ask("POST", f"/{CHAT}", written({**asked, "model": model}))
     stream = Stream(events.tell, end=bytes)
     refuse = partial(error_reply, shape=openai_error)
-    return Route(ask, whole, stream.piece, streams, refuse, usage, events.failed)
+    return Route(ask(CHAT, asked, model), whole, stream.piece, streams, refuse, usage, events.failed)

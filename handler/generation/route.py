@@ -32,6 +32,12 @@ class Served:
         """What `model` may be: the model's own names, and its adapters'."""
         return (self.name, *self.also_called, *self.engine.adapters)
 
+    def known(self, name: str | None) -> str | None:
+        """What the engine calls one of the names; nothing is the model's own. None where it is none of them."""
+        if name is not None and name not in self.names:
+            return None
+        return name if name in self.engine.adapters else self.name
+
     def ask(self, path: str, body: Document, new_tokens: int | None) -> Ask:
         """What a protocol of its own terms asks of one of the engine's paths. Raises BadRequest or InvalidRequest.
 
@@ -46,15 +52,18 @@ class Served:
         if limit > most:
             raise InvalidRequest(f"max_new_tokens: {limit}; the limit is {most}")
         if not self.engine.draws and not body.keys() & set(DRAWN):
-            body = {
-                **body,
-                "temperature": 0,
-            }  # vLLM's own default is 1, where the model's configuration says nothing
+            # vLLM's own default is 1, where the model's configuration says nothing.
+            body = {**body, "temperature": 0}
         asked = judge(path, {**body, "max_tokens": limit}, self.engine.fields[path], self.limits)
-        asked = {"model": self.name, **asked}
-        if asked.get("stream"):
-            asked["stream_options"] = {"include_usage": True}
-        return Ask("POST", f"/{path}", written(asked))
+        return ask(path, asked, asked.get("model", self.name))
+
+
+def ask(path: str, asked: Document, model: str) -> Ask:
+    """A request that has been judged, as the engine gets it: a stream always with its usage. Raises BadRequest."""
+    asked = {name: value for name, value in asked.items() if name != "stream_options"} | {"model": model}
+    if asked.get("stream"):
+        asked["stream_options"] = {"include_usage": True}
+    return Ask("POST", f"/{path}", written(asked))
 
 
 @dataclass(frozen=True)

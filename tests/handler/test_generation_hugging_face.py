@@ -7,9 +7,10 @@ from functools import partial
 
 import pytest
 
+from handler.generation import hugging_face_route
 from tests.support import tiny_models, worker
 from tests.support.reference import continued, generated
-from tests.support.rounds import NEW, PROMPTS, Frontend, messages, settled, whole
+from tests.support.rounds import NEW, PROMPTS, Frontend, messages, settled, whole, wing
 
 HUB = "v1/hub"
 # What LangChain's HuggingFaceEndpoint sends by default (langchain-huggingface 1.2), but for the size.
@@ -36,7 +37,8 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def service(model):
-    return worker.start(model.parent, task="text-generation", max_new_tokens=64)
+    names = ["org/tiny"]
+    return worker.start(model.parent, task="text-generation", max_new_tokens=64, served_model_names=names)
 
 
 @pytest.fixture
@@ -110,6 +112,12 @@ def test_what_belongs_to_a_draw_counts_for_nothing_where_none_is_made(frontend, 
     """As in `generate`: LangChain sends it so."""
     answered = frontend.ask({"inputs": PROMPTS[0], "parameters": LANGCHAIN})
     assert answered.document == pipeline(PROMPTS[0], return_full_text=False)
+
+
+def test_the_models_other_names_are_its_own_to_the_engine(service):
+    asked = {"inputs": "a", "parameters": {"adapter_id": "org/tiny"}}
+    route = hugging_face_route.read(asked, wing(service).served)
+    assert json.loads(route.ask.body)["model"] == "tiny"
 
 
 def test_a_draw_is_made_where_it_is_asked_for(frontend):
