@@ -20,7 +20,7 @@ settings.register_profile("no clock", deadline=None, suppress_health_check=[Heal
 settings.load_profile("no clock")
 
 
-ASKED_FOR = ("image", "monitoring", "slow")  # what takes minutes, root or other programs
+ASKED_FOR = ("cuda", "image", "monitoring", "slow")  # what takes a GPU, minutes, root or other programs
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

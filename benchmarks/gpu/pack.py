@@ -3,7 +3,7 @@
     .venv/bin/python -m benchmarks.gpu.pack
 
 The kit holds a Java runtime of TorchServe's modules, TorchServe itself, the Python packages beside it for Python
-3.11 and 3.12 on x86-64 Linux, and a tokenizer. The versions are those of requirements.txt and constraints.txt. The
+3.11 and 3.12 on x86-64 Linux, and a tokenizer. The versions are those of the requirements and constraints.txt. The
 same inputs give the same bytes; wheels that were downloaded once are not asked for again.
 """
 
@@ -74,6 +74,9 @@ PACKAGES = {
     "httpx2": False,
     "httpcore2": False,
     "truststore": False,
+    "diffusers": False,  # what the handler's tests hold encoded prompts against, and what it needs
+    "importlib_metadata": False,
+    "zipp": False,
 }
 PYTHONS = ("3.11", "3.12")
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64", "manylinux2010_x86_64")
@@ -175,7 +178,8 @@ def fetch(wheels: Path) -> None:
 
 def pins() -> dict[str, str]:
     """Package in lower case -> the version that the repository pins."""
-    lines = (ROOT / "requirements.txt").read_text() + (ROOT / "constraints.txt").read_text()
+    lists = ("requirements.txt", "requirements-dev.txt", "constraints.txt")
+    lines = "".join((ROOT / name).read_text() for name in lists)
     return {name.lower(): version for name, version in re.findall(r"(?m)^([\w.-]+)==(\S+)", lines)}
 
 

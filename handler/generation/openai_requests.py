@@ -91,6 +91,11 @@ class Judged:
         "of the tokens that are drawn from",
         None,
     )
+    min_p: float | None = key(number(0, 1), "of the likeliest's probability, below which none is drawn", None)
+    presence_penalty: float | None = key(number(-2, 2), "against what was said at all", None)
+    frequency_penalty: float | None = key(number(-2, 2), "against what was said often", None)
+    repetition_penalty: float | None = key(number(1e-6, 1e6), "against what the prompt has or was said", None)
+    seed: int | None = key(Rule("a whole number", lambda v: type(v) is int), "of what is drawn", None)
     n: int | None = key(integer(1, 128), "answers", None)
     stream: bool = key(BOOLEAN, "piece by piece", False)
     stream_options: dict[str, Any] | None = key(

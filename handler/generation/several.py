@@ -16,7 +16,12 @@ def each_alone(body: Document) -> list[Document]:
         prompts = [prompts]
     alone = {name: value for name, value in body.items() if name not in ("prompt", "n")}
     said = [alone if prompt is None else {**alone, "prompt": prompt} for prompt in prompts]
-    return [dict(one) for one in said for _ in range(body.get("n", 1))]
+    return [_seeded(one, number) for one in said for number in range(body.get("n", 1))]
+
+
+def _seeded(body: Document, number: int) -> Document:
+    """A request of its own: one seed would draw the same answer each time."""
+    return {**body, "seed": body["seed"] + number} if body.get("seed") is not None else dict(body)
 
 
 async def all_of(answers: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:

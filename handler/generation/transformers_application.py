@@ -21,13 +21,14 @@ from handler.generation.tool_calls import forgive
 from handler.protocols.openai_embeddings import error_document
 
 MOST_STOPS = 16
+# Of sampling: the application takes a frequency's penalty for another one, and a seed for everybody's.
+OWN = ("frequency_penalty", "min_p", "presence_penalty", "repetition_penalty", "seed")
 # What the application takes and leaves undone: its own UNUSED_… fields, and what continuous batching drops.
 NOT_DONE = frozenset(
     (
         "audio",
         "best_of",
         "echo",
-        "frequency_penalty",
         "function_call",
         "functions",
         "generation_config",
@@ -38,10 +39,8 @@ NOT_DONE = frozenset(
         "moderation",
         "parallel_tool_calls",
         "prediction",
-        "presence_penalty",
         "reasoning_effort",
         "response_format",
-        "seed",
         "prompt_cache_key",
         "prompt_cache_options",
         "prompt_cache_retention",
@@ -162,7 +161,11 @@ def _handlers(name: str, model: Any, tokenizer: Any, state: _State) -> tuple[Any
             return name, model, tokenizer
 
         def _build_generation_config(self, body: dict[str, Any], base: Any, use_cb: bool = False) -> Any:
-            asked = super()._build_generation_config(body, base, use_cb=use_cb)  # type: ignore[misc]
+            left = {field: value for field, value in body.items() if field not in OWN}
+            asked = super()._build_generation_config(left, base, use_cb=use_cb)  # type: ignore[misc]
+            for field in OWN:
+                if body.get(field) is not None:
+                    setattr(asked, field, body[field])
             asked.max_new_tokens = body.get("max_tokens")
             asked.stop_strings = _stop_strings(asked.stop_strings)  # or those of the model's own configuration
             if any(body.get(field) is not None for field in DRAWN):
@@ -186,10 +189,15 @@ def _handlers(name: str, model: Any, tokenizer: Any, state: _State) -> tuple[Any
             return JSONResponse(as_whole(chunks))
 
     class ChatParameters(chat_completion.TransformersCompletionCreateParamsStreaming, total=False):  # type: ignore[misc, call-arg]
-        top_k: int  # which vLLM has beside the protocol too
+        top_k: int  # which vLLM has beside the protocol too, and the next two
+        min_p: float
+        repetition_penalty: float
 
     class CompletionParameters(completion.TransformersTextCompletionCreateParams, total=False):  # type: ignore[misc, call-arg]
         top_k: int
+        min_p: float
+        repetition_penalty: float
+        presence_penalty: float
 
     # Among them `chat_template`: a client's own would be a program, run on the loop that has everybody's tokens.
     reserved = {*inspect.signature(tokenizer.apply_chat_template).parameters, "load_audio_from_video"}

@@ -1,6 +1,6 @@
 """transformers' continuous batching behind its own serving application, for every model that transformers can run.
 
-It knows one way of sampling for all requests, that of the first; here each has its own.
+It knows one way of sampling for all requests, that of the first; here each has its own (sampling.py).
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ import asyncio
 import copy
 import importlib
 import logging
+import random
 import threading
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from handler.config import HandlerConfig, ModelConfig
 from handler.errors import LoadError
 from handler.generation.application import Application, Asgi, note_accepted
 from handler.generation.engine import Engine, Load
-from handler.generation.sampling import choose
+from handler.generation.sampling import NO_TOKEN, Sampler, Sampling
 from handler.generation.stopping import Until
 from handler.generation.tool_calls import Forgiving
 from handler.generation.transformers_application import make_application
@@ -39,7 +41,6 @@ STEP_TOKENS = {"cpu": 512, "cuda": 2048}
 LEAST_QUERIES, LEAST_READ = 16, 1024
 KEPT_GRAPHS = 128  # with 28 layers a worker grew in steps of 12 MB while new ones were made
 COLD = 0.01  # a temperature below which the likeliest token is taken: logits over it would leave float32
-UNDRAWN = {"temperature": 1.0, "top_k": 1, "top_p": 1.0}  # the likeliest token, whatever is drawn
 
 
 def build(directory: Path, whole: ModelConfig, device: torch.device, name: str) -> Engine:
@@ -84,7 +85,13 @@ def build(directory: Path, whole: ModelConfig, device: torch.device, name: str) 
 def undone_processors(model: Any) -> str:
     """What `generate` would do to scores by the model's own configuration, and continuous batching does not."""
     processors = model._get_logits_processor(copy.deepcopy(model.generation_config))
-    done = ("TemperatureLogitsWarper", "TopKLogitsWarper", "TopPLogitsWarper")
+    done = (
+        "TemperatureLogitsWarper",
+        "TopKLogitsWarper",
+        "TopPLogitsWarper",
+        "MinPLogitsWarper",
+        "RepetitionPenaltyLogitsProcessor",
+    )
     return ", ".join(sorted({type(one).__name__ for one in processors} - {*done}))
 
 
@@ -100,18 +107,15 @@ def _manager(model: Any, config: HandlerConfig, most: int) -> Any:
 
         def start(self) -> None:
             shared = copy.deepcopy(model.generation_config)
-            # A processor is made only for what is set to something; each request then says its own.
-            shared.update(do_sample=True, temperature=0.5, top_k=2, top_p=0.5, use_cache=False)
+            # It has no processors: each request says its own.
+            shared.update(do_sample=False, repetition_penalty=None, use_cache=False)
             on_cpu = model.device.type == "cpu"
             self._cb = self._batching(shared, graphs=not on_cpu)
             if not on_cpu and not self._capture():
                 logger.warning("this model's steps cannot be made into CUDA graphs; each operation is launched")
                 self._cb = self._batching(shared, graphs=False)
-            if on_cpu:  # in a graph nothing may depend on what is asked for, and a GPU sorts fast
-                self._cb.generation_config.do_sample = False  # the largest score is taken, which is the drawn one
-                self._cb.logit_processor = _drawing(self._cb.logit_processor)
             self._add, self._cb.add_request = self._cb.add_request, self._add_sampled
-            self._sampling: dict[str, Any] = dict(UNDRAWN)
+            self._sampling = Sampling()
             # Its thread is a daemon if the one that starts it is; else it would keep a worker alive whose frontend
             # has gone, and which ends by sys.exit (otf_message_handler.py:167).
             starter = threading.Thread(target=self._cb.start, daemon=True)
@@ -136,11 +140,14 @@ def _manager(model: Any, config: HandlerConfig, most: int) -> Any:
                 ),
             )
             batching.output_router.output_queue = _Nobody()
+            vocabulary = model.config.get_text_config().vocab_size
+            batching.logit_processor = sampler = Sampler(vocabulary, most, model.device)
             stock, body = batching._create_batch_processor, batching._generation_loop_body
 
             def create() -> Any:
                 processor = stock()
                 let_others_in(processor.scheduler)
+                take_by(sampler, processor)
                 return processor
 
             def step(processor: Any, bootstrapping: bool) -> bool:
@@ -157,7 +164,8 @@ def _manager(model: Any, config: HandlerConfig, most: int) -> Any:
             """Makes the largest graph, whose memory all others share; whether that worked. It raises nothing."""
             self._cb.batch_processor = self._cb._create_batch_processor()
             in_few_sizes(self._cb.batch_processor.model_runner)
-            self._cb.batch_processor.inputs_and_outputs.graphs = kept = kept_graphs()
+            kept = kept_graphs(self._cb.logit_processor)
+            self._cb.batch_processor.inputs_and_outputs.graphs = kept
             self._cb.warmup()
             return bool(kept._storage)
 
@@ -169,7 +177,7 @@ def _manager(model: Any, config: HandlerConfig, most: int) -> Any:
             return Load(len(self.scheduler.active_requests), len(self.scheduler.waiting_requests), used)
 
         def _add_sampled(self, *arguments: Any, **options: Any) -> Any:
-            return self._add(*arguments, **options, **self._sampling)
+            return self._add(*arguments, **options, sampling=self._sampling)
 
         def _cancel_whole(self, request_id: str) -> None:
             """Its own leaves behind who was to be told of the output, with all of the stream."""
@@ -273,18 +281,41 @@ def in_few_sizes(runner: Any) -> None:
     runner.maybe_pad_inputs = pad
 
 
-def kept_graphs(most: int = KEPT_GRAPHS) -> Any:
-    """The engine's store of graphs, which would keep all that were ever made, with those used last only."""
+def take_by(sampler: Sampler, processor: Any) -> None:
+    """Has the engine's tokens taken by a sampler, and a step fail where the model gives no numbers."""
+    runner, tensors = processor.model_runner, processor.inputs_and_outputs
+    runner._sample = sampler.write
+    compute, updated = runner.compute_batch, processor.update_batch
+
+    def compute_batch(model: Any, batch_data: Any) -> None:
+        if (stream := tensors.compute_stream) is not None:  # what it reads is written on the thread's own
+            stream.wait_stream(torch.cuda.current_stream())
+        compute(model, batch_data)
+
+    def update_batch() -> None:
+        if NO_TOKEN in tensors.prepare_batch_update()[1]:
+            raise FloatingPointError("the model's scores are no numbers")
+        updated()
+
+    runner.compute_batch, processor.update_batch = compute_batch, update_batch
+
+
+def kept_graphs(sampler: Sampler, most: int = KEPT_GRAPHS) -> Any:
+    """The engine's store of graphs, which would keep all that were ever made, with those used last only.
+
+    A step in which nobody draws, or penalizes, has a graph without that.
+    """
     from transformers.generation.continuous_batching.utils import CudaGraphBuffer  # noqa: PLC0415
 
     class Kept(CudaGraphBuffer):  # type: ignore[misc]
         def get_graph(self, key: tuple[int, ...]) -> Any:
+            key += sampler.kind
             if key in self._storage:
                 self._storage[key] = self._storage.pop(key)  # the last one is the one used last
             return super().get_graph(key)
 
         def set_graph(self, key: tuple[int, ...], graph: Any) -> None:
-            super().set_graph(key, graph)
+            super().set_graph(key + sampler.kind, graph)
             if len(self._storage) > most:
                 self._storage.pop(next(iter(self._storage))).reset()
 
@@ -299,24 +330,6 @@ def padded(size: int, least: int, most: int) -> int:
     return min(-(-size // step) * step, most)
 
 
-def _drawing(stock: Any) -> Any:
-    """The engine's processors, which judge and keep each request's sampling; the drawing is ours.
-
-    It raises FloatingPointError where the model gives no numbers.
-    """
-
-    class Drawing(type(stock)):  # type: ignore[misc]
-        def __call__(self, ids: torch.Tensor, scores: torch.Tensor, arguments: torch.Tensor) -> torch.Tensor:
-            if not scores.amax(-1).isfinite().all():
-                raise FloatingPointError("the model's scores are no numbers")
-            temperature, top_k, top_p = arguments[:, : len(scores)]  # as int32, whatever they are
-            return choose(scores, temperature.view(torch.float32), top_k, top_p.view(torch.float32))
-
-    drawing = Drawing.__new__(Drawing)
-    drawing.__dict__ = stock.__dict__
-    return drawing
-
-
 def _fit(asked: GenerationConfig, size: int, context: int, cap: int) -> None:
     """Bounds what may be generated by the room that is left. Raises HTTPException where there is none."""
     from fastapi import HTTPException  # noqa: PLC0415
@@ -328,16 +341,24 @@ def _fit(asked: GenerationConfig, size: int, context: int, cap: int) -> None:
     asked.max_new_tokens = min(asked.max_new_tokens or cap, cap, context - size)
 
 
-def _sampling(asked: GenerationConfig, vocabulary: int) -> dict[str, Any]:
-    """A request's own temperature, top_k and top_p; none that would make the engine's numbers infinite."""
+def _sampling(asked: GenerationConfig, vocabulary: int) -> Sampling:
+    """A request's own; none that would make the engine's numbers infinite."""
+    penalties = Sampling(
+        repetition=float(asked.repetition_penalty or 1.0),
+        presence=float(getattr(asked, "presence_penalty", None) or 0.0),
+        frequency=float(getattr(asked, "frequency_penalty", None) or 0.0),
+    )
     temperature = float(asked.temperature if asked.temperature is not None else 1.0)
     if not asked.do_sample or temperature < COLD:
-        return dict(UNDRAWN)
-    return {
-        "temperature": temperature,
-        "top_k": min(int(asked.top_k), vocabulary) if asked.top_k else vocabulary,
-        "top_p": float(asked.top_p if asked.top_p is not None else 1.0),
-    }
+        return penalties
+    return replace(
+        penalties,
+        temperature=temperature,
+        top_k=min(int(asked.top_k), vocabulary) if asked.top_k else vocabulary,
+        top_p=float(asked.top_p if asked.top_p is not None else 1.0),
+        min_p=float(asked.min_p or 0.0),
+        random=random.Random(getattr(asked, "seed", None)),
+    )
 
 
 def _context(model: Any, config: HandlerConfig) -> int:

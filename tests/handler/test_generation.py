@@ -8,8 +8,11 @@ import time
 from asyncio import Queue
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from handler.generation import openai_requests, rounds
 from handler.generation.application import Application
@@ -153,13 +156,18 @@ def test_graphs_that_were_used_last_are_kept():
         def reset(self):
             gone.append(self)
 
-    graphs, kept = [Graph() for _ in range(3)], kept_graphs(2)
+    sampler = SimpleNamespace(kind=(False, False))
+    graphs, kept = [Graph() for _ in range(4)], kept_graphs(sampler, 2)
     kept.set_graph((0,), graphs[0])
     kept.set_graph((1,), graphs[1])
     assert kept.get_graph((0,)) is graphs[0]
     kept.set_graph((2,), graphs[2])
     assert gone == [graphs[1]] and kept.get_graph((1,)) is None
     assert kept.get_graph((0,)) is graphs[0] and kept.get_graph((2,)) is graphs[2]
+    sampler.kind = (True, False)  # of a step in which somebody draws
+    assert kept.get_graph((2,)) is None
+    kept.set_graph((2,), graphs[3])
+    assert kept.get_graph((2,)) is graphs[3] and gone == [graphs[1], graphs[0]]
 
 
 def test_each_request_samples_for_itself(frontend, alone):
@@ -177,6 +185,62 @@ def test_each_request_samples_for_itself(frontend, alone):
     assert len({client.document["response"] for client in drawn}) > 1
 
 
+def test_a_seed_draws_the_same_again_whoever_is_beside(frontend):
+    ask = {"prompt": PROMPTS[0], "max_new_tokens": NEW, "temperature": 1.5}
+    first = frontend.ask({**ask, "seed": 7}).document
+    same, streamed, other = [
+        frontend.post({**ask, "seed": seed, "stream": stream})
+        for seed, stream in ((7, False), (7, True), (8, False))
+    ]
+    for _ in range(5):
+        frontend.post({**ask, "top_p": 0.9})
+    frontend.run()
+    assert same.document == first and other.document["response"] != first["response"]
+    assert whole("".join(event["text"] for event in streamed.events[:-1])) == whole(first["response"])
+
+
+def test_a_seed_has_an_answer_for_each_that_is_asked_for(frontend):
+    ask = {"prompt": [PROMPTS[0], PROMPTS[1]], "max_tokens": NEW, "temperature": 1.5, "n": 3, "seed": 7}
+    found = [[choice["text"] for choice in frontend.ask(ask, COMPLETIONS).document["choices"]] for _ in range(2)]
+    assert found[0] == found[1] and len(set(found[0])) == 6
+
+
+@pytest.mark.parametrize("penalty", [0.7, 1.3])
+def test_a_repetitions_penalty_is_generates(frontend, model, penalty):
+    asked = {"max_new_tokens": NEW, "repetition_penalty": penalty}
+    wanted = [generated(model, prompt, NEW, chat=False, repetition_penalty=penalty)[0] for prompt in PROMPTS[:3]]
+    plain = [generated(model, prompt, NEW, chat=False)[0] for prompt in PROMPTS[:3]]
+    clients = [
+        frontend.post({"inputs": prompt, "parameters": {**asked, "repetition_penalty": value}})
+        for value in (penalty, 1.0)
+        for prompt in PROMPTS[:3]
+    ]
+    frontend.run()
+    texts = [client.document[0]["generated_text"] for client in clients]
+    assert list(map(whole, texts)) == list(map(whole, wanted + plain)) and wanted != plain
+
+
+def test_presence_and_frequency_take_something_off(frontend, model):
+    """Held against scores that are judged by hand, token for token."""
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    loaded = AutoModelForCausalLM.from_pretrained(model).eval()
+    kinds = [{"presence_penalty": 1.5}, {"frequency_penalty": 0.9}, {"frequency_penalty": -2.0}]
+    for asked in (*kinds, {**kinds[0], **kinds[1]}):
+        given = tokenizer(PROMPTS[0], add_special_tokens=False)["input_ids"]
+        said: list[int] = []
+        while len(said) < NEW and tokenizer.sep_token_id not in said:
+            with torch.inference_mode():
+                scores = loaded(torch.tensor([given + said])).logits[0, -1]
+            scores = scores.clone()
+            for token in set(said):
+                scores[token] -= asked.get("presence_penalty", 0) + said.count(token) * asked.get(
+                    "frequency_penalty", 0
+                )
+            said.append(int(scores.argmax()))
+        answered = frontend.ask({"prompt": PROMPTS[0], "max_tokens": NEW, **asked}, COMPLETIONS).document
+        assert whole(answered["choices"][0]["text"]) == whole(tokenizer.decode(said, skip_special_tokens=True))
+
+
 @pytest.mark.parametrize(
     ("path", "document", "status", "says"),
     [
@@ -190,7 +254,13 @@ def test_each_request_samples_for_itself(frontend, alone):
         ("", {"prompt": "a", "max_new_tokens": 65}, 422, "the limit is 64"),
         ("", {"prompt": "a", "temperature": 3}, 422, "temperature"),
         ("", {"prompt": "a", "topp": 1}, 422, "did you mean top_p"),
-        ("", {"prompt": "a", "seed": 7, "temperature": 1}, 400, "seed: this engine does not do this"),
+        ("", {"prompt": "a", "seed": "7", "temperature": 1}, 422, "seed: expected a whole number"),
+        ("", {"prompt": "a", "presence_penalty": 3}, 422, "presence_penalty: expected a number from -2 to 2"),
+        (COMPLETIONS, {"prompt": "a", "frequency_penalty": "1"}, 400, "frequency_penalty: expected a number from"),
+        (COMPLETIONS, {"prompt": "a", "repetition_penalty": 0}, 400, "repetition_penalty: expected a number from"),
+        (COMPLETIONS, {"prompt": "a", "min_p": 2}, 400, "min_p: expected a number from 0 to 1"),
+        (COMPLETIONS, {"prompt": "a", "seed": True}, 400, "seed: expected a whole number"),
+        (COMPLETIONS, {"prompt": "a", "logit_bias": {"5": 1}}, 400, "logit_bias: this engine does not do this"),
         (CHAT, {"messages": [{"role": "user", "content": "a"}], "stop": 5}, 400, "stop: expected a string, or"),
         (CHAT, {"messages": [{"role": "user", "content": "a"}], "stop": ["a", 5]}, 400, "a list of strings"),
         (COMPLETIONS, {"prompt": "a", "stop": ["a"] * 17}, 400, "stop: 17 strings; the limit is 16"),

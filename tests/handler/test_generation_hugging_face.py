@@ -166,8 +166,8 @@ def test_it_ends_at_a_stop_string(frontend, model):
             "parameters.grammar: this",
         ),
         ({"inputs": "a", "parameters": {"grammar": {"type": [], "value": "a"}}}, 422, "a type of json"),
-        ({"inputs": "a", "parameters": {"seed": 7, "do_sample": True}}, 400, "seed: this engine"),
-        ({"inputs": "a", "parameters": {"repetition_penalty": 1.2}}, 400, "repetition_penalty: this engine"),
+        ({"inputs": "a", "parameters": {"seed": "7"}}, 422, "parameters.seed: expected a whole number"),
+        ({"inputs": "a", "parameters": {"repetition_penalty": 0}}, 422, "repetition_penalty: expected a number"),
         (
             {"inputs": "a", "parameters": {"adapter_id": "other"}},
             404,

@@ -30,7 +30,7 @@ def embed(service, texts):
 
 
 def test_int8_is_near_and_is_int8(home):
-    service = worker.start(home, task="feature-extraction", quantize="int8")
+    service = worker.start(home, None, task="feature-extraction", quantize="int8")
     answered = embed(service, TEXTS)
     expected = reference.mean_embeddings(home / "model", TEXTS)
     cosines = (answered * expected).sum(1) / (np.linalg.norm(answered, axis=1) * np.linalg.norm(expected, axis=1))
@@ -40,7 +40,7 @@ def test_int8_is_near_and_is_int8(home):
 
 def test_int8_leaves_the_head_as_it_is(tmp_path):
     tiny_models.classifier(tmp_path / "model")
-    service = worker.start(tmp_path, task="text-classification", quantize="int8")
+    service = worker.start(tmp_path, None, task="text-classification", quantize="int8")
     model = service.handler.pipeline.task.encoder.loaded.model
     assert type(model.classifier) is torch.nn.Linear
     assert not [layer for layer in model.base_model.modules() if type(layer) is torch.nn.Linear]
@@ -48,7 +48,7 @@ def test_int8_leaves_the_head_as_it_is(tmp_path):
 
 def test_int8_makes_no_number_of_nan_and_keeps_it_from_the_neighbours(tmp_path):
     tiny_models.classifier(tmp_path / "model")
-    service = worker.start(tmp_path, task="text-classification", quantize="int8", lanes=1)
+    service = worker.start(tmp_path, None, task="text-classification", quantize="int8", lanes=1)
     texts = ("a wonderful story", "not the battery died", "not good")
     alone = [frames.answer(service, text=text)[1]["probabilities"] for text in (texts[0], texts[2])]
     worker.poison(service, "battery")

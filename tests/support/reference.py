@@ -93,7 +93,7 @@ def last_hidden_state(model: Path, text: str) -> np.ndarray:
     return torch.nn.functional.normalize(state, dim=0).numpy()
 
 
-def generated(model: Path, prompt: str, new: int, chat: bool = True) -> tuple[str, int, int]:
+def generated(model: Path, prompt: str, new: int, chat: bool = True, **more: Any) -> tuple[str, int, int]:
     """What `generate` makes of a prompt, greedily and alone: the text, and its tokens in and out."""
     tokenizer, loaded = _generator(model)
     if chat:
@@ -102,7 +102,7 @@ def generated(model: Path, prompt: str, new: int, chat: bool = True) -> tuple[st
     inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=not chat)
     size = inputs["input_ids"].shape[1]
     with torch.inference_mode():
-        ids = loaded.generate(**inputs, max_new_tokens=new, do_sample=False)[0, size:]
+        ids = loaded.generate(**inputs, max_new_tokens=new, do_sample=False, **more)[0, size:]
     return tokenizer.decode(ids, skip_special_tokens=True), size, len(ids)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ from ts.service import Service
 from handler.transformer_handler import TransformerHandler
 
 ROOT = Path(__file__).parent.parent.parent
+# What TorchServe would give it: on a machine with a GPU the same tests run there (benchmarks/gpu/README.md).
+GPU_ID = 0 if os.environ.get("TESTS_ON") == "cuda" else None
 
 
-def start(directory: Path, gpu_id: int | None = None, **handler: Any) -> Service:
+def start(directory: Path, gpu_id: int | None = GPU_ID, **handler: Any) -> Service:
     """Loads `directory/model` with this `handler:` section."""
     (directory / "model-config.yaml").write_text(yaml.safe_dump({"responseTimeout": 60, "handler": handler}))
     metrics = MetricsCacheYamlImpl(str(ROOT / "metrics.yaml"))
