@@ -75,9 +75,9 @@ def test_what_does_not_fit_at_once_is_split(tmp_path, limited):
     tiny_models.encoder(tmp_path / "model", max_position_embeddings=512)
     path = tmp_path / "model" / "tokenizer_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "model_max_length": 512}))
-    told = {"task": "feature-extraction", "attention": "eager", "max_batch_tokens": 64 * 512, "warm_up": False}
+    told = {"task": "feature-extraction", "attention": "eager", "max_batch_tokens": 128 * 512, "warm_up": False}
     service = worker.start(tmp_path, 0, max_items=64, **told)
-    asked = {"text": [f"{'film ' * 500}{'not ' * number}" for number in range(64)]}
+    asked = {"texts": [f"{'film ' * 500}{'not ' * number}" for number in range(64)]}
     _, wanted = frames.answer(service, asked)
     task = service.handler.pipeline.task
     stock, tried = task.forward, []
