@@ -8,28 +8,38 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, MutableMapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import orjson
+
 from handler.batch import log_defect
 from handler.errors import LoadError
+from handler.generation.several import all_of
 
 Event: TypeAlias = MutableMapping[str, Any]
-Asgi: TypeAlias = Callable[
-    [Event, Callable[[], Awaitable[Event]], Callable[[Event], Awaitable[None]]], Coroutine[Any, Any, None]
-]
+Send: TypeAlias = Callable[[Event], Awaitable[None]]
+Asgi: TypeAlias = Callable[[Event, Callable[[], Awaitable[Event]], Send], Coroutine[Any, Any, None]]
 LISTENS_SECONDS = 0.5  # that a disconnected request may take to end by itself
 
 
 @dataclass(frozen=True)
 class Ask:
-    """One request for the application."""
+    """One request for the application, or several as one."""
 
     method: str
     path: str
     body: bytes
+    # Where there are any, they are asked at once instead: the answer is a JSON list of theirs, or that of the
+    # first which is no 200, with its place as `part`.
+    parts: tuple[Ask, ...] = ()
+
+
+def together(asks: Sequence[Ask]) -> Ask:
+    """Several requests, none for a stream, as one."""
+    return Ask("POST", "", b"", tuple(asks))
 
 
 @dataclass(frozen=True)
@@ -75,13 +85,18 @@ class Exchange:
         taken, self.pieces = b"".join(self.pieces), []
         return News(self.status, self.content_type, taken, self.streams, self.done, self.failed)
 
+    def accept(self) -> None:
+        """The engine has all of it."""
+        self.accepted = True
 
-RUNNING: ContextVar[Exchange] = ContextVar("RUNNING")  # the one whose task, or whose task's task, this is
+
+# Tells the exchange whose task, or whose task's task, this is.
+ACCEPTED: ContextVar[Callable[[], None]] = ContextVar("ACCEPTED")
 
 
 def note_accepted() -> None:
     """An engine says so of the request that it is asked to generate for."""
-    RUNNING.get().accepted = True
+    ACCEPTED.get()()
 
 
 class Application:
@@ -132,15 +147,6 @@ class Application:
             self._loop.call_later(LISTENS_SECONDS, exchange.task.cancel)
 
     async def _run(self, ask: Ask, exchange: Exchange) -> None:
-        RUNNING.set(exchange)
-        unread = [{"type": "http.request", "body": ask.body, "more_body": False}]
-
-        async def receive() -> Event:
-            if unread:
-                return unread.pop()
-            await exchange.gone.wait()
-            return {"type": "http.disconnect"}
-
         async def send(event: Event) -> None:
             with self.lock:
                 if event["type"] == "http.response.start":
@@ -157,7 +163,11 @@ class Application:
                     self.urgent.set()
 
         try:
-            await self._app(_scope(ask), receive, send)
+            if ask.parts:
+                await _answer_parts(self._app, ask.parts, exchange, send)
+            else:
+                ACCEPTED.set(exchange.accept)
+                await _drive(self._app, ask, exchange.gone, send)
         except asyncio.CancelledError:
             pass
         except Exception as err:
@@ -190,6 +200,61 @@ class Application:
 
         self._tasks.add(self._loop.create_task(run()))
         await started
+
+
+async def _drive(app: Asgi, ask: Ask, gone: asyncio.Event, send: Send) -> None:
+    """Hands one request to an application."""
+    unread = [{"type": "http.request", "body": ask.body, "more_body": False}]
+
+    async def receive() -> Event:
+        if unread:
+            return unread.pop()
+        await gone.wait()
+        return {"type": "http.disconnect"}
+
+    await app(_scope(ask), receive, send)
+
+
+@dataclass
+class _PartFailed(Exception):
+    status: int
+    document: dict[str, Any]
+
+
+async def _answer_parts(app: Asgi, parts: Sequence[Ask], exchange: Exchange, send: Send) -> None:
+    """Asks for all of them, as `Ask.parts` says. It is accepted once each is."""
+    waiting = set(range(len(parts)))
+
+    async def answer(place: int) -> bytes:
+        def accept() -> None:
+            waiting.discard(place)
+            if not waiting:
+                exchange.accept()
+
+        ACCEPTED.set(accept)
+        status, body = await _whole(app, parts[place], exchange.gone)
+        if status != 200:
+            raise _PartFailed(status, {**orjson.loads(body), "part": place})
+        return body
+
+    try:
+        status, body = 200, b"[" + b",".join(await all_of([answer(place) for place in waiting])) + b"]"
+    except _PartFailed as failed:
+        status, body = failed.status, orjson.dumps(failed.document)
+    headers = [(b"content-type", b"application/json")]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _whole(app: Asgi, ask: Ask, gone: asyncio.Event) -> tuple[int, bytes]:
+    """An application's status and body."""
+    said: list[Event] = []
+
+    async def send(event: Event) -> None:
+        said.append(event)
+
+    await _drive(app, ask, gone, send)
+    return said[0]["status"], b"".join(event.get("body", b"") for event in said[1:])
 
 
 def _scope(ask: Ask) -> Event:

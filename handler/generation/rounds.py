@@ -28,7 +28,7 @@ from typing import Any, TypeAlias
 import orjson
 import torch
 
-from handler import wire
+from handler import provenance, wire
 from handler.batch import guarded, log_defect
 from handler.config import ModelConfig
 from handler.draining import Drain
@@ -95,14 +95,14 @@ class Turn:
 class Generation:
     """The three steps, for requests that are answered over many rounds."""
 
-    def __init__(self, config: ModelConfig, engine: Engine, model_name: str) -> None:
+    def __init__(self, config: ModelConfig, engine: Engine, model_name: str, version: str) -> None:
         handler = config.handler
         self.config = config
         self.engine = engine
         self.application = engine.application
         also_called = tuple(handler.served_model_names or ())
         limits = Limits(handler.max_new_tokens, config.server.batchSize, handler.max_items)
-        self.served = Served(model_name, engine, limits, handler.max_body_bytes, also_called)
+        self.served = Served(model_name, engine, limits, handler.max_body_bytes, also_called, version)
         self.drain = Drain()
         self.gauges = Gauges()
         self.metrics: Any = None  # context.metrics, of the last round
@@ -330,7 +330,7 @@ def build(config: ModelConfig, directory: Path, model_name: str, device: torch.d
     engine: Engine = importlib.import_module(ENGINES[handler.engine]).build(directory, config, device, model_name)
     if handler.warm_up:
         _warm_up(engine, model_name)
-    return Generation(config, engine, model_name)
+    return Generation(config, engine, model_name, provenance.read(directory.parent).version)
 
 
 def _warm_up(engine: Engine, model_name: str) -> None:

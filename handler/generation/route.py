@@ -26,6 +26,7 @@ class Served:
     limits: Limits
     max_body_bytes: int
     also_called: tuple[str, ...] = ()
+    version: str = "1.0"  # which some protocols say with the name
 
     @property
     def names(self) -> tuple[str, ...]:

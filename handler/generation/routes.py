@@ -1,8 +1,10 @@
-"""Which route a request has, by its path and, without one, by whether it has `inputs`.
+"""Which route a request has, by its path and, without one, by its keys.
 
-    /predictions/NAME                               native, or Hugging Face's where the body has `inputs`
+    /predictions/NAME                               native; Hugging Face's where the body has `inputs`, KServe's
+                                                    first protocol where it has `instances`
     /predictions/NAME/VERSION/generate-stream       the same, with `stream`
     /predictions/NAME/VERSION/v1/hub                Hugging Face's
+    /predictions/NAME/VERSION/v2/generate           KServe's second protocol and Triton's, as is v2/generate_stream
     /predictions/NAME/VERSION/v1/chat/completions   OpenAI's, as are v1/completions, v1/embeddings and v1/models
     /predictions/NAME/VERSION/v1/responses          OpenAI's, asked of the engine as a chat
 
@@ -12,11 +14,19 @@ No other path of the engine's application can be reached.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import orjson
 
 from handler.errors import BadRequest, HandlerError, InvalidRequest, NotOffered
-from handler.generation import hugging_face_route, native_route, openai_route, responses_route
+from handler.generation import (
+    generate_route,
+    hugging_face_route,
+    instances_route,
+    native_route,
+    openai_route,
+    responses_route,
+)
 from handler.generation.openai_protocol import CHAT, RESPONSES, Document
 from handler.generation.route import Route, Served
 from handler.protocols import protocol
@@ -25,6 +35,7 @@ from handler.wire import GRPC, OPEN_INFERENCE_GRPC, Message, Reply, error_reply
 
 STREAMED = "generate-stream"  # `stream` said by the path
 HUB = "v1/hub"
+GENERATE, GENERATE_STREAM = "v2/generate", "v2/generate_stream"
 
 
 def find(message: Message, served: Served) -> Route | Reply:
@@ -52,6 +63,8 @@ def refusal(message: Message | None, error: HandlerError) -> Reply:
     path = message.path.strip("/") if message is not None else ""
     if path == HUB:
         return hugging_face_route.refuse(error)
+    if path.startswith("v2/"):
+        return generate_route.refuse(error)
     return error_reply(error, openai_error if path.startswith("v1/") else None)
 
 
@@ -70,18 +83,27 @@ def _read(message: Message, served: Served) -> Document:
 
 
 def _without_a_path(document: Document, served: Served) -> Route | Reply:
-    if "inputs" not in document:
+    of_keys = next((route for key, route in KEYS.items() if key in document), None)
+    if of_keys is None:
         return native_route.read(document, served)
+    read, refuse = of_keys
     try:
-        return hugging_face_route.read(document, served)
+        return read(document, served)
     except HandlerError as error:
-        return hugging_face_route.refuse(error)
+        return refuse(error)
 
 
+# Keys that tell a protocol, and how it is read and refused.
+KEYS: dict[str, tuple[Callable[[Document, Served], Route], Callable[[HandlerError], Reply]]] = {
+    "instances": (instances_route.read, instances_route.refuse),
+    "inputs": (hugging_face_route.read, hugging_face_route.refuse),
+}
 # Paths that ask an engine for something else than what they are called. All others are the engine's own.
 OURS: dict[str, Callable[[Document, Served], Route | Reply]] = {
     "": _without_a_path,
     STREAMED: _without_a_path,
     HUB: hugging_face_route.read,
+    GENERATE: partial(generate_route.read, streams=False),
+    GENERATE_STREAM: partial(generate_route.read, streams=True),
     RESPONSES: responses_route.read,
 }

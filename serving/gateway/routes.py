@@ -47,7 +47,7 @@ ROUTES = (
     # TorchServe's own.
     Route("predict", "POST", "/predictions/(MODEL)", r"\1"),
     Route("predict", "POST", "/predictions/(MODEL)/(VERSION)", r"\1/\2"),
-    Route("predict", "POST", "/predictions/(MODEL)/(VERSION)/((?:v1|v2)(?:/[a-z]{1,40}){1,4})", r"\1/\2", r"\3"),
+    Route("predict", "POST", "/predictions/(MODEL)/(VERSION)/((?:v1|v2)(?:/[a-z_]{1,40}){1,4})", r"\1/\2", r"\3"),
     Route("predict", "GET", "/predictions/(MODEL)/(VERSION)/(v1/models(?:/MODEL)?|v2/metadata)", r"\1/\2", r"\3"),
     # KServe's, version 1 and 2 (Open Inference Protocol).
     Route("model", "GET", "/v1/models/(MODEL)", r"\1"),
@@ -55,8 +55,14 @@ ROUTES = (
     Route("server", "GET", "/v2"),
     Route("predict", "GET", "/v2/models/(MODEL)", r"\1", "v2/metadata"),
     Route("predict", "GET", "/v2/models/(MODEL)/versions/(VERSION)", r"\1/\2", "v2/metadata"),
-    Route("predict", "POST", "/v2/models/(MODEL)/infer", r"\1", "v2/infer"),
-    Route("predict", "POST", "/v2/models/(MODEL)/versions/(VERSION)/infer", r"\1/\2", "v2/infer"),
+    Route("predict", "POST", "/v2/models/(MODEL)/(infer|generate|generate_stream)", r"\1", r"v2/\2"),
+    Route(
+        "predict",
+        "POST",
+        "/v2/models/(MODEL)/versions/(VERSION)/(infer|generate|generate_stream)",
+        r"\1/\2",
+        r"v2/\3",
+    ),
 )
 ADMINISTRATOR = (
     Route("manage", "GET", "/models", scope=ADMINISTRATION),

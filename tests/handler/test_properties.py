@@ -115,11 +115,13 @@ VALUES = JSON | st.sampled_from(
 ASKED = {
     "": {"prompt": "a film", "max_new_tokens": 2},
     "v1/hub": {"inputs": "a film", "parameters": {"max_new_tokens": 2}},
+    "v2/generate": {"text_input": "a film", "max_tokens": 2},
     "v1/chat/completions": {"messages": [{"role": "user", "content": "a film"}], "max_tokens": 2},
     "v1/completions": {"prompt": "a film", "max_tokens": 2},
     "v1/responses": {"input": [{"role": "user", "content": "a film"}], "max_output_tokens": 2},
 }
 OTHERS = {
+    "v2/generate": ("parameters", "stream", "stop", "seed", "repetition_penalty", "exclude_input_in_output"),
     "": ("messages", "stream", "stop", "temperature", "top_k", "top_p", "seed", "presence_penalty"),
     "v1/responses": ("instructions", "stream", "text", "tools", "tool_choice", "reasoning", "store", "metadata"),
     "v1/hub": (
@@ -151,6 +153,8 @@ def test_any_request_to_generate_gets_an_answer_or_a_reason(generating, data):
     fields = generating.handler.pipeline.engine.fields.get(path, OTHERS.get(path, ()))
     for name in data.draw(st.lists(st.sampled_from([*held, *sorted(fields)]), min_size=1, max_size=2)):
         held[name] = data.draw(VALUES)
+    if not path and data.draw(st.booleans()):
+        asked = {"instances": [asked, data.draw(VALUES | st.just("a film"))], "parameters": data.draw(VALUES)}
     frontend = Frontend(generating)
     answered = frontend.ask(asked, path)
     assert answered.status == 200 or 400 <= answered.status < 500, answered.body

@@ -117,6 +117,19 @@ def test_a_speakers_name_is_read(frontend, model):
     a_speakers_name_is_read(frontend, model)
 
 
+def test_instances_and_text_input(frontend, alone):
+    instances = [PROMPTS[0], {"prompt": PROMPTS[1], "seed": 7, "temperature": 1}, {"messages": messages("a")}]
+    answered = frontend.ask({"instances": instances, "parameters": {"max_new_tokens": NEW}}).document
+    asked = [{"prompt": PROMPTS[0]}, *instances[1:]]
+    assert answered["predictions"] == [frontend.ask({**one, "max_new_tokens": NEW}).document for one in asked]
+    refused = frontend.ask({"instances": ["a", "a " * 2000]})
+    assert refused.status == 400 and refused.document["error"].startswith("instances[1]: ")
+    text = frontend.ask({"text_input": PROMPTS[0], "max_tokens": NEW}, "v2/generate").document["text_output"]
+    streamed = frontend.ask({"text_input": PROMPTS[0], "max_tokens": NEW}, "v2/generate_stream").events
+    assert text == alone(PROMPTS[0], chat=False)[0]
+    assert whole("".join(event["text_output"] for event in streamed)) == whole(text) and streamed[-1]["done"]
+
+
 def test_a_response_is_a_chats_answer(frontend):
     a_response_says_what_a_chat_says(frontend)
 

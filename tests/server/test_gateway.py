@@ -134,6 +134,28 @@ def test_the_seeds_way_to_stream(server, tokens):
     assert told[-1] == b"[DONE]" and "".join(json.loads(piece)["text"] for piece in told[:-1])
 
 
+def test_text_is_generated_by_kserves_protocols(ask, server, tokens):
+    """And by Vertex AI's and Triton's, which are the same."""
+    asked = {"instances": ["a", {"prompt": "a", "temperature": 0}], "parameters": {"max_tokens": 4}}
+    found = ask("/v1/models/chat:predict", asked).json()["predictions"]
+    assert found[0] == found[1] and found[0]["output_token_count"] <= 4
+    assert ask("/generate", asked).json()["predictions"] == found
+    wanted = {"text_input": "a", "parameters": {"max_tokens": 8, "temperature": 0}}
+    answers = [
+        ask(path, wanted).json() for path in ("/v2/models/chat/generate", "/v2/models/chat/versions/1.0/generate")
+    ]
+    assert answers[0] == answers[1] and answers[0]["text_output"] and answers[0]["model_name"] == "chat"
+    headers = {"Authorization": f"Bearer {tokens['ann']}"}
+    for path in ("/v2/models/chat/generate_stream", "/predictions/chat/1.0/v2/generate_stream"):
+        response = requests.post(server.gateway_url + path, headers=headers, json=wanted, stream=True, timeout=30)
+        assert response.headers["content-type"].startswith("text/event-stream")
+        events = [json.loads(line[6:]) for line in response.iter_lines() if line.startswith(b"data: ")]
+        text = "".join(event["text_output"] for event in events)
+        assert whole(text) == whole(answers[0]["text_output"]) and events[-1]["done"]
+    assert ask("/v2/models/tiny/generate", wanted).status_code == 404
+    assert ask("/v2/models/chat/infer", wanted).status_code == 404
+
+
 def test_the_seeds_way_with_langchain(server, tokens):
     """Its client's own lines, with our URL and key, and a model's name that is the hub's."""
     url, token = server.gateway_url, tokens["ann"]

@@ -167,6 +167,14 @@ def test_the_hubs_client(server, model, path, monkeypatch):
         client.text_generation("a", temperature=3)
 
 
+@pytest.mark.parametrize("path", ["/v1/models/chat:predict", "/predictions/chat"])
+def test_each_instance_gets_its_prediction(server, wanted, path):
+    asked = {"instances": [*PROMPTS], "parameters": {"max_new_tokens": NEW}}
+    answered = requests.post(f"{server.inference_url}{path}", json=asked, timeout=60)
+    said = [prediction["response"] for prediction in answered.json()["predictions"]]
+    assert said == [wanted[prompt] for prompt in PROMPTS]
+
+
 def test_grpc_gets_whole_answers(server, wanted):
     """Unary, and as a stream of one piece, whose end nobody named would kill the worker."""
     before = worker_pid(server)
