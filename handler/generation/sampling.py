@@ -18,9 +18,26 @@ import torch
 from handler.generation.penalties import Said
 
 NO_TOKEN = -1  # where the model gives no numbers
+MOST_TOPS = 20  # likeliest tokens that are told of beside the one that was taken
 CHANCES = 24  # bits, all that a float32 below 1 has
 FLOATS = ("temperature", "top_p", "min_p", "chance", "repetition", "presence", "frequency")
 ROWS = (*FLOATS, "top_k", "place")  # of the engine's int32 table, a column for each request
+
+
+@dataclass(frozen=True)
+class Told:
+    """How likely the model held a token, before its request's temperature, limits and penalties."""
+
+    token: int
+    logprob: float
+    tops: tuple[tuple[int, float], ...]  # the likeliest tokens and theirs, the likeliest first
+
+
+class Ledger(list[Told]):
+    """What is told of one answer, also where the engine puts its request off, and goes on with a copy."""
+
+    def __deepcopy__(self, memo: Any) -> Ledger:
+        return self
 
 
 @dataclass(frozen=True)
@@ -35,6 +52,10 @@ class Sampling:
     presence: float = 0.0  # over 0: against what was said at all
     frequency: float = 0.0  # over 0: against what was said often
     random: random.Random = field(default_factory=random.Random, compare=False)  # one number for each token
+    tops: int | None = (
+        None  # likeliest tokens that are told of for each one that is taken; None: not even that one
+    )
+    told: Ledger = field(default_factory=Ledger, compare=False)  # grows with the answer
 
     @property
     def draws(self) -> bool:
@@ -49,6 +70,8 @@ class Sampling:
 
 GREEDY = Sampling()
 WARMING = Sampling(top_k=2)  # a graph that is made before there are requests
+# Of a row's numbers that are told: the token's own logprob, those of the likeliest, and which these are.
+OWN, LIKELIEST, WHICH = slice(0, 1), slice(1, 1 + MOST_TOPS), slice(1 + MOST_TOPS, 1 + 2 * MOST_TOPS)
 
 
 class Sampler:
@@ -64,15 +87,18 @@ class Sampler:
     tensors_required = len(ROWS)
 
     def __init__(self, vocabulary: int, requests: int, device: torch.device) -> None:
-        self.vocabulary = vocabulary
-        self.draws = self.penalizes = False  # whether any request of this step does
+        self.draws = self.penalizes = self.tells = False  # whether any request of this step does
         self._said = Said(requests, vocabulary, device)
+        self._asked: Sequence[Sampling] = ()  # of this step, a row each
         self._taken = torch.empty(0)
+        # (requests, …) float32, made when the first comes that wants it; CUDA graphs count on its place.
+        self._numbers = torch.empty(0)
+        self._shape, self._device = (requests, WHICH.stop), device
 
     @property
-    def kind(self) -> tuple[bool, bool]:
+    def kind(self) -> tuple[bool, bool, bool]:
         """Of the step; one of another kind is another graph."""
-        return self.draws, self.penalizes
+        return self.draws, self.penalizes, self.tells
 
     def check_kwargs(self, kwargs: Any) -> None:
         """Nothing: they are this module's own."""
@@ -85,8 +111,12 @@ class Sampler:
         """Writes what the requests ask for that get a token in this step: (ROWS, …) int32."""
         states = [request.state for request in requests_in_batch if request.has_new_token]
         asked = [state.logit_processor_kwargs.get("sampling", WARMING) for state in states]
+        self._asked = asked
         self.draws = any(one.draws for one in asked)
         self.penalizes = any(one.penalizes for one in asked)
+        self.tells = any(one.tops is not None for one in asked)
+        if self.tells and not len(self._numbers):
+            self._numbers = torch.zeros(self._shape, device=self._device)
         judged = [state if one.penalizes else None for state, one in zip(states, asked, strict=True)]
         places = self._said.read(judged) if self.penalizes else [0] * len(states)
         arg_storage[:, : len(states)] = torch.from_numpy(_columns(asked, places))
@@ -110,11 +140,33 @@ class Sampler:
         if self.draws:
             taken = (_drawn_by_some if scores.device.type == "cpu" else _drawn_by_all)(judged, asked, taken)
         self._taken = taken.masked_fill(~finite, NO_TOKEN)
+        if self.tells:
+            self._measure(scores, taken)
         return scores
 
     def write(self, scores: torch.Tensor, output_ids: torch.Tensor) -> None:
         """In place of the engine's `_sample`: the tokens taken into (1, …) int32."""
         output_ids[0, : len(self._taken)].copy_(self._taken)
+
+    def _measure(self, scores: torch.Tensor, taken: torch.Tensor) -> None:
+        """Notes how likely the tokens are that were taken, and the likeliest."""
+        logprobs = scores.log_softmax(-1)
+        values, tokens = logprobs.topk(min(MOST_TOPS, scores.shape[1]))
+        rows, width = values.shape
+        self._numbers[:rows, OWN] = logprobs.gather(1, taken[:, None])
+        self._numbers[:rows, LIKELIEST][:, :width] = values
+        self._numbers[:rows, WHICH][:, :width] = tokens.float()  # exact, up to 16.7 million
+
+    def tell(self, tokens: Sequence[int]) -> None:
+        """Tells each request that wants it of the token that it got in this step."""
+        if not self.tells:
+            return
+        rows = self._numbers[: len(tokens)].tolist()
+        for one, token, numbers in zip(self._asked, tokens, rows, strict=True):
+            if one.tops is not None:
+                which = map(int, numbers[WHICH][: one.tops])
+                tops = tuple(zip(which, numbers[LIKELIEST], strict=False))
+                one.told.append(Told(token, numbers[0], tops))
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,10 @@ import orjson
 
 from handler.errors import MAX_MESSAGE
 from handler.generation.application import Asgi, Event
+from handler.generation.logprobs import with_logprobs
 from handler.generation.openai_protocol import CHAT, COMPLETIONS, Document, Stream, as_whole
 from handler.generation.openai_requests import DRAWN
+from handler.generation.sampling import MOST_TOPS
 from handler.generation.several import all_of, each_alone, together
 from handler.generation.tool_calls import forgive
 from handler.protocols.openai_embeddings import error_document
@@ -33,7 +35,6 @@ NOT_DONE = frozenset(
         "functions",
         "generation_config",
         "logit_bias",
-        "logprobs",
         "metadata",
         "modalities",
         "moderation",
@@ -49,7 +50,6 @@ NOT_DONE = frozenset(
         "store",
         "suffix",
         "tool_choice",
-        "top_logprobs",
         "user",
         "verbosity",
         "web_search_options",
@@ -138,6 +138,8 @@ def _handlers(name: str, model: Any, tokenizer: Any, state: _State) -> tuple[Any
     class Strict:
         """Gives as many answers as are asked for, and knows one model."""
 
+        _unused_fields = frozenset[str]()  # of what it warns: others are refused, and these are done here
+
         async def handle_request(self, body: dict[str, Any], request_id: str) -> Any:
             asked = each_alone(body)
             answer = super().handle_request  # type: ignore[misc]
@@ -155,6 +157,8 @@ def _handlers(name: str, model: Any, tokenizer: Any, state: _State) -> tuple[Any
             if (most := body.pop("max_completion_tokens", None)) is not None:  # a name that it does not know
                 body["max_tokens"] = most
             body.pop("stream_options", None)  # usage always comes with the last chunk
+            if body.get("stream") and _tops(body) is not None:
+                raise HTTPException(400, "logprobs: the transformers engine tells them of whole answers only")
             super()._validate_request(body)  # type: ignore[misc]
 
         def _resolve_model(self, body: dict[str, Any]) -> tuple[str, Any, Any]:
@@ -166,6 +170,7 @@ def _handlers(name: str, model: Any, tokenizer: Any, state: _State) -> tuple[Any
             for field in OWN:
                 if body.get(field) is not None:
                     setattr(asked, field, body[field])
+            asked.tops = _tops(body)
             asked.max_new_tokens = body.get("max_tokens")
             asked.stop_strings = _stop_strings(asked.stop_strings)  # or those of the model's own configuration
             if any(body.get(field) is not None for field in DRAWN):
@@ -175,8 +180,13 @@ def _handlers(name: str, model: Any, tokenizer: Any, state: _State) -> tuple[Any
 
         async def _non_streaming(self, *arguments: Any, **named: Any) -> Any:
             asked = arguments[5]  # the generation config
-            if not asked.stop_strings:
-                return await super()._non_streaming(*arguments, **named)  # type: ignore[misc]
+            whole = self._until_a_stop if asked.stop_strings else super()._non_streaming  # type: ignore[misc]
+            answer = await whole(*arguments, **named)
+            if asked.tops is None:
+                return answer
+            return JSONResponse(with_logprobs(orjson.loads(answer.body), asked.sampling.told, tokenizer))
+
+        async def _until_a_stop(self, *arguments: Any, **named: Any) -> Any:
             chunks: list[Document] = []
 
             def take(chunk: Document, event: bytes) -> bytes:
@@ -229,6 +239,25 @@ def _handlers(name: str, model: Any, tokenizer: Any, state: _State) -> tuple[Any
         _valid_params_class = CompletionParameters
 
     return Chat(_Models(), state), Completion(_Models(), state)
+
+
+def _tops(body: dict[str, Any]) -> int | None:
+    """How many likeliest tokens are to be told of; None where logprobs are not asked for. Raises HTTPException."""
+    from fastapi import HTTPException  # noqa: PLC0415
+
+    asked, tops = body.get("logprobs"), body.get("top_logprobs") or 0
+    if asked is None or asked is False:
+        if tops:
+            raise HTTPException(400, "top_logprobs: expected logprobs, too, to be true")
+        return None
+    if "messages" not in body:
+        tops = asked
+    elif asked is not True:
+        raise HTTPException(400, "logprobs: expected true or false")
+    if not (type(tops) is int and 0 <= tops <= MOST_TOPS):
+        name = "top_logprobs" if "messages" in body else "logprobs"
+        raise HTTPException(400, f"{name}: expected a whole number from 0 to {MOST_TOPS}")
+    return int(tops)
 
 
 def _stop_strings(stop: Any) -> list[str] | None:

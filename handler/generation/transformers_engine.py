@@ -216,7 +216,7 @@ def _manager(model: Any, config: HandlerConfig, most: int) -> Any:
         def _prepare(self, model: Any, inputs: Any, asked: GenerationConfig) -> None:
             """Judges a request's lengths, and says how it is to be sampled. Raises HTTPException."""
             _fit(asked, len(inputs["input_ids"]), _context(model, config), config.max_new_tokens)
-            self._sampling = _sampling(asked, model.config.get_text_config().vocab_size)
+            asked.sampling = self._sampling = _sampling(asked, model.config.get_text_config().vocab_size)
             note_accepted()
 
     manager = PerRequest()
@@ -293,8 +293,10 @@ def take_by(sampler: Sampler, processor: Any) -> None:
         compute(model, batch_data)
 
     def update_batch() -> None:
-        if NO_TOKEN in tensors.prepare_batch_update()[1]:
+        _, tokens, _ = tensors.prepare_batch_update()
+        if NO_TOKEN in tokens:
             raise FloatingPointError("the model's scores are no numbers")
+        sampler.tell(tokens)
         updated()
 
     runner.compute_batch, processor.update_batch = compute_batch, update_batch
@@ -343,16 +345,17 @@ def _fit(asked: GenerationConfig, size: int, context: int, cap: int) -> None:
 
 def _sampling(asked: GenerationConfig, vocabulary: int) -> Sampling:
     """A request's own; none that would make the engine's numbers infinite."""
-    penalties = Sampling(
+    greedy = Sampling(
         repetition=float(asked.repetition_penalty or 1.0),
         presence=float(getattr(asked, "presence_penalty", None) or 0.0),
         frequency=float(getattr(asked, "frequency_penalty", None) or 0.0),
+        tops=getattr(asked, "tops", None),
     )
     temperature = float(asked.temperature if asked.temperature is not None else 1.0)
     if not asked.do_sample or temperature < COLD:
-        return penalties
+        return greedy
     return replace(
-        penalties,
+        greedy,
         temperature=temperature,
         top_k=min(int(asked.top_k), vocabulary) if asked.top_k else vocabulary,
         top_p=float(asked.top_p if asked.top_p is not None else 1.0),

@@ -12,8 +12,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from openai.types import Completion
+from openai.types.chat import ChatCompletion
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from handler.generation import logprobs as logprobs_of
 from handler.generation import openai_requests, rounds
 from handler.generation.application import Application
 from handler.generation.openai_protocol import Usage, bounded, refused
@@ -156,7 +159,7 @@ def test_graphs_that_were_used_last_are_kept():
         def reset(self):
             gone.append(self)
 
-    sampler = SimpleNamespace(kind=(False, False))
+    sampler = SimpleNamespace(kind=(False, False, False))
     graphs, kept = [Graph() for _ in range(4)], kept_graphs(sampler, 2)
     kept.set_graph((0,), graphs[0])
     kept.set_graph((1,), graphs[1])
@@ -164,7 +167,7 @@ def test_graphs_that_were_used_last_are_kept():
     kept.set_graph((2,), graphs[2])
     assert gone == [graphs[1]] and kept.get_graph((1,)) is None
     assert kept.get_graph((0,)) is graphs[0] and kept.get_graph((2,)) is graphs[2]
-    sampler.kind = (True, False)  # of a step in which somebody draws
+    sampler.kind = (True, False, False)  # of a step in which somebody draws
     assert kept.get_graph((2,)) is None
     kept.set_graph((2,), graphs[3])
     assert kept.get_graph((2,)) is graphs[3] and gone == [graphs[1], graphs[0]]
@@ -241,6 +244,76 @@ def test_presence_and_frequency_take_something_off(frontend, model):
         assert whole(answered["choices"][0]["text"]) == whole(tokenizer.decode(said, skip_special_tokens=True))
 
 
+@pytest.fixture(scope="module")
+def logprobs(model):
+    """What the model holds likely behind a prompt and tokens, (vocabulary), and the tokenizer."""
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    loaded = AutoModelForCausalLM.from_pretrained(model).eval()
+
+    def held(ids):
+        with torch.inference_mode():
+            return loaded(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
+
+    return held, tokenizer
+
+
+def named(tokenizer, token):
+    """A token, of which a part of a character has no text of its own, as OpenAI names it."""
+    [piece] = tokenizer.convert_ids_to_tokens([token])
+    content = bytes(logprobs_of.BYTES[letter] for letter in piece) if not piece.startswith("<") else piece.encode()
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in content)
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"temperature": 1.5, "seed": 3}, {"frequency_penalty": 1.5}, {"stop": "never"}]
+)
+def test_how_likely_a_continuation_is(frontend, logprobs, more):
+    """By the model itself, however its tokens are taken."""
+    held, tokenizer = logprobs
+    asked = {"prompt": PROMPTS[:2], "max_tokens": NEW, "logprobs": 3, **more}
+    beside = frontend.post({"prompt": "a", "max_new_tokens": NEW})
+    answered = Completion.model_validate(frontend.ask(asked, COMPLETIONS).document)
+    frontend.run(beside)
+    for prompt, choice in zip(PROMPTS, answered.choices, strict=False):
+        ids, told = tokenizer(prompt, add_special_tokens=False)["input_ids"], choice.logprobs
+        assert len(told.tokens) == len(told.token_logprobs) == len(told.top_logprobs) == len(told.text_offset)
+        for text, logprob, tops in zip(told.tokens, told.token_logprobs, told.top_logprobs, strict=True):
+            wanted = held(ids)
+            likely = {named(tokenizer, token): float(wanted[token]) for token in wanted.topk(3).indices.tolist()}
+            assert likely == pytest.approx({one: tops[one] for one in likely}, abs=1e-4)
+            assert tops[text] == logprob and len(tops) == len(likely | {text: 0})
+            [*_, token] = [one for one in range(len(wanted)) if abs(float(wanted[one]) - logprob) < 1e-4]
+            ids.append(token)
+        assert sum(len(one.logprobs.tokens) for one in answered.choices) == answered.usage.completion_tokens
+        assert whole(choice.text) == whole(tokenizer.decode(ids[-len(told.tokens) :], skip_special_tokens=True))
+
+
+@pytest.mark.parametrize("tops", [None, 0, 2, 20])
+def test_how_likely_a_chats_answer_is(frontend, logprobs, tops):
+    held, tokenizer = logprobs
+    asked = {"messages": messages("a"), "max_tokens": NEW, "logprobs": True, "top_logprobs": tops, "n": 2}
+    answered = ChatCompletion.model_validate(frontend.ask(asked, CHAT).document)
+    rendered = tokenizer.apply_chat_template(messages("a"), add_generation_prompt=True, return_dict=True)
+    for choice in answered.choices:
+        ids = list(rendered["input_ids"])
+        for one in choice.logprobs.content:
+            wanted = held(ids)
+            ids.append(int(wanted.argmax()))
+            assert one.token == tokenizer.decode(ids[-1:])
+            assert one.logprob == pytest.approx(float(wanted.max()), abs=1e-4)
+            likely = [float(value) for value in wanted.topk(tops or 0).values]
+            assert [top.logprob for top in one.top_logprobs] == pytest.approx(likely, abs=1e-4)
+        said = b"".join(bytes(one.bytes) for one in choice.logprobs.content)
+        assert whole(said.decode("utf-8", "replace")) == whole(choice.message.content)
+        assert 2 * len(choice.logprobs.content) == answered.usage.completion_tokens
+    for nothing in ({}, {"logprobs": False}, {"top_logprobs": 0}):
+        plain = frontend.ask({"messages": messages("a"), "max_tokens": NEW, **nothing}, CHAT).document
+        assert "logprobs" not in plain["choices"][0]
+
+
 @pytest.mark.parametrize(
     ("path", "document", "status", "says"),
     [
@@ -295,7 +368,17 @@ def test_presence_and_frequency_take_something_off(frontend, model):
         (CHAT, {"messages": [{"role": "assistant", "tool_calls": [called("{")]}]}, 400, "arguments are JSON"),
         (COMPLETIONS, {"prompt": [1, 2]}, 400, "a string or a list of strings"),
         (COMPLETIONS, {"prompt": ["a", "b"], "stream": True}, 400, "one answer at a time"),
-        (COMPLETIONS, {"prompt": "a", "logprobs": 0}, 400, "logprobs: this engine"),
+        (COMPLETIONS, {"prompt": "a", "logprobs": 21}, 400, "logprobs: expected a whole number from 0 to 20"),
+        (COMPLETIONS, {"prompt": "a", "logprobs": True}, 400, "logprobs: expected a whole number"),
+        (COMPLETIONS, {"prompt": "a", "logprobs": 1, "stream": True}, 400, "of whole answers only"),
+        (CHAT, {"messages": [{"role": "user", "content": "a"}], "logprobs": 1}, 400, "logprobs: expected true"),
+        (CHAT, {"messages": [{"role": "user", "content": "a"}], "top_logprobs": 2}, 400, "top_logprobs: expected"),
+        (
+            CHAT,
+            {"messages": [{"role": "user", "content": "a"}], "logprobs": True, "top_logprobs": "2"},
+            400,
+            "top_logprobs: expected a whole number",
+        ),
         ("load_model", {"model": "x"}, 404, "no such path"),
         ("reset", {}, 404, "no such path"),
         ("v1/responses/resp_1", b"", 404, "no such path"),

@@ -187,7 +187,25 @@ def test_what_is_said_is_followed_step_by_step(scores):
 def test_who_asks_for_nothing_pays_for_nothing(scores):
     sampler = Sampler(WORDS, ROWS, CPU)
     take(sampler, scores, [state(Sampling(), str(row)) for row in range(ROWS)])
-    assert sampler.kind == (False, False) and not len(sampler._said._counts)
+    assert sampler.kind == (False, False, False) and not len(sampler._said._counts) + len(sampler._numbers)
     asked = replace(Sampling(), presence=0.1)
     take(sampler, scores, [state(asked, "a"), *(state(Sampling(top_k=2), str(row)) for row in range(ROWS - 1))])
-    assert sampler.kind == (True, True) and sampler._said._counts.shape == (ROWS, WORDS)
+    assert sampler.kind == (True, True, False) and sampler._said._counts.shape == (ROWS, WORDS)
+
+
+def test_what_was_taken_is_told_to_who_wants_it(scores, way):
+    """Also where the engine puts a request off, and begins it again."""
+    sampler, asked = Sampler(WORDS, ROWS, CPU), [Sampling(tops=2), Sampling(), Sampling(top_k=WORDS, tops=0)]
+    requests = [state(one, str(row)) for row, one in enumerate(asked)]
+    for step in range(3):
+        tokens = take(sampler, scores[:3], requests).tolist()
+        sampler.tell(tokens)
+        wanted = scores[:3].log_softmax(-1)
+        for one, row in ((asked[0], 0), (asked[2], 2)):
+            assert len(one.told) == step + 1 and one.told[-1].token == tokens[row]
+            assert one.told[-1].logprob == pytest.approx(float(wanted[row, tokens[row]]), abs=1e-5)
+        likeliest_two = wanted[0].topk(2)
+        assert [token for token, _ in asked[0].told[-1].tops] == likeliest_two.indices.tolist()
+        assert [value for _, value in asked[0].told[-1].tops] == pytest.approx(likeliest_two.values.tolist())
+        assert not asked[1].told and not asked[2].told[-1].tops
+        requests[0].state = requests[0].state.create_equivalent_initial_request()
