@@ -158,11 +158,15 @@ class Sampler:
         self._numbers[:rows, WHICH][:, :width] = tokens.float()  # exact, up to 16.7 million
 
     def tell(self, tokens: Sequence[int]) -> None:
-        """Tells each request that wants it of the token that it got in this step."""
+        """Tells each request that wants it of the token that it got in this step.
+
+        Args:
+            tokens: those of the step, and behind them some for requests whose prompt is still being read.
+        """
         if not self.tells:
             return
-        rows = self._numbers[: len(tokens)].tolist()
-        for one, token, numbers in zip(self._asked, tokens, rows, strict=True):
+        rows = self._numbers[: len(self._asked)].tolist()
+        for one, token, numbers in zip(self._asked, tokens, rows, strict=False):
             if one.tops is not None:
                 which = map(int, numbers[WHICH][: one.tops])
                 tops = tuple(zip(which, numbers[LIKELIEST], strict=False))

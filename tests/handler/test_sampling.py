@@ -199,7 +199,7 @@ def test_what_was_taken_is_told_to_who_wants_it(scores, way):
     requests = [state(one, str(row)) for row, one in enumerate(asked)]
     for step in range(3):
         tokens = take(sampler, scores[:3], requests).tolist()
-        sampler.tell(tokens)
+        sampler.tell([*tokens, 0])  # the last is of a request whose prompt is still being read
         wanted = scores[:3].log_softmax(-1)
         for one, row in ((asked[0], 0), (asked[2], 2)):
             assert len(one.told) == step + 1 and one.told[-1].token == tokens[row]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import logging
+import random
 import time
 from dataclasses import replace
 
@@ -256,3 +257,58 @@ def test_the_models_own_penalty_counts_where_a_request_has_none(tmp_path):
     for asked, text in (({}, wanted[0]), ({"repetition_penalty": 1.0}, without[0])):
         answered = frontend.ask({**ask, **asked}, CHAT).document
         assert whole(answered["choices"][0]["message"]["content"]) == whole(text)
+
+
+def test_logprobs_beside_prompts_that_are_read_in_several_steps(tmp_path):
+    """Of which each has a place in a step, and no token yet."""
+    tiny_models.endless(tiny_models.chatter(tmp_path / "model"))
+    frontend = Frontend(started(tmp_path, max_batch_tokens=64))
+    asked = {"prompt": "a", "max_tokens": 40, "logprobs": 1}
+    clients = [frontend.post(asked, "v1/completions")]
+    clients += [frontend.post({"prompt": "not " * 100, "max_tokens": 4}, "v1/completions") for _ in range(4)]
+    frontend.run()
+    assert [client.status for client in clients] == [200] * 5
+    [choice] = clients[0].document["choices"]
+    assert len(choice["logprobs"]["tokens"]) == 40
+
+
+@pytest.mark.parametrize("cache", [32_768, 700])
+def test_a_crowd_that_asks_for_everything(tmp_path, cache):
+    """Also where memory has room for a few: then the engine puts some off, and begins them again."""
+    model = tiny_models.chatter(tmp_path / "model")
+    frontend, draw = Frontend(started(tmp_path, cache_tokens=cache, max_new_tokens=24)), random.Random(7)
+    greedy = {
+        (prompt, penalty): generated(model, prompt, 24, chat=False, repetition_penalty=penalty)[0]
+        for prompt in PROMPTS[:3]
+        for penalty in (1.0, 1.3)
+    }
+    seen: dict[str, str] = {}
+
+    def post():
+        prompt, penalty = draw.choice([*greedy])
+        kinds = (
+            {"temperature": 0, "repetition_penalty": penalty},
+            {"temperature": 1.3, "seed": draw.randrange(3), "top_p": draw.choice([0.8, 1])},
+            {"temperature": 0, "presence_penalty": 1.5, "frequency_penalty": draw.choice([-1, 0.7])},
+        )
+        asked = {"prompt": prompt, "max_tokens": 24, **draw.choice(kinds)}
+        more = draw.choice([{"logprobs": 2}, {"stream": True}, {"stop": ["never"]}, {"n": 2}, {}])
+        return asked, frontend.post({**asked, **more}, "v1/completions")
+
+    waiting, live = 240, []
+    while waiting or live:
+        while waiting and len(live) < 40:
+            waiting -= 1
+            live.append(post())
+        frontend.round()
+        for asked, client in [one for one in live if one[1].done]:
+            live.remove((asked, client))
+            assert client.status == 200, client.body
+            if client.pieces[0].content_type.startswith("text/event-stream"):
+                choices = [choice for event in client.events[:-1] for choice in event["choices"]]
+                text = "".join(choice["text"] for choice in choices)
+            else:
+                text = client.document["choices"][0]["text"]
+            key = (asked["prompt"], asked.get("repetition_penalty"))
+            wanted = greedy.get(key) or seen.setdefault(json.dumps(asked), text)
+            assert whole(text) == whole(wanted)
