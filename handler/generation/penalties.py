@@ -33,9 +33,8 @@ class Said:
     def __init__(self, requests: int, vocabulary: int, device: torch.device) -> None:
         self._shape = requests, vocabulary
         self._device = device
-        self._given = self._counts = torch.empty(
-            0
-        )  # (requests, vocabulary): bool, in the prompt; int32, how often
+        # (requests, vocabulary): bool, whether it is in the prompt; int32, how often it was said.
+        self._given = self._counts = torch.empty(0)
         self._rows: OrderedDict[str, _Row] = OrderedDict()  # those met last at the end
 
     def read(self, states: Sequence[Any]) -> list[int]:
