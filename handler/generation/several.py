@@ -10,9 +10,12 @@ from handler.generation.openai_protocol import Document
 
 
 def each_alone(body: Document) -> list[Document]:
-    """The requests that a request stands for: `n` of its first prompt, `n` of its second, and so on."""
+    """The requests that a request stands for: `n` of its first prompt, `n` of its second, and so on.
+
+    A prompt is a string, or its tokens.
+    """
     prompts = body.get("prompt")
-    if not (isinstance(prompts, list) and prompts and all(isinstance(prompt, str) for prompt in prompts)):
+    if not (isinstance(prompts, list) and prompts and all(isinstance(prompt, (str, list)) for prompt in prompts)):
         prompts = [prompts]
     alone = {name: value for name, value in body.items() if name not in ("prompt", "n")}
     said = [alone if prompt is None else {**alone, "prompt": prompt} for prompt in prompts]

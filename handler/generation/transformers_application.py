@@ -152,8 +152,8 @@ def _handlers(name: str, model: Any, tokenizer: Any, state: _State) -> tuple[Any
             return JSONResponse({**answered, "id": request_id})
 
         def _validate_request(self, body: dict[str, Any]) -> None:
-            if not isinstance(body.get("prompt", ""), str):
-                raise HTTPException(400, "prompt: expected a string or a list of strings")
+            if "prompt" in body and not isinstance(body["prompt"], str):
+                body["prompt"] = Tokens.of(body["prompt"], model.get_input_embeddings().num_embeddings)
             if (most := body.pop("max_completion_tokens", None)) is not None:  # a name that it does not know
                 body["max_tokens"] = most
             body.pop("stream_options", None)  # usage always comes with the last chunk
@@ -238,7 +238,42 @@ def _handlers(name: str, model: Any, tokenizer: Any, state: _State) -> tuple[Any
     class Completion(Strict, completion.CompletionHandler):  # type: ignore[misc]
         _valid_params_class = CompletionParameters
 
+        def _resolve_model(self, body: dict[str, Any]) -> tuple[str, Any, Any]:
+            return name, model, _ReadsTokens(tokenizer)
+
     return Chat(_Models(), state), Completion(_Models(), state)
+
+
+class Tokens(str):
+    """A prompt as its client has tokenized it: the application wants a string, and hands it to the tokenizer."""
+
+    ids: list[int]
+
+    @classmethod
+    def of(cls, ids: Any, vocabulary: int) -> Tokens:
+        """Raises HTTPException."""
+        from fastapi import HTTPException  # noqa: PLC0415
+
+        if not (isinstance(ids, list) and all(type(token) is int for token in ids)):
+            raise HTTPException(400, "prompt: expected a string, a list of tokens, or a list of such prompts")
+        if not all(0 <= token < vocabulary for token in ids):  # on a GPU, to look one up would end the worker
+            raise HTTPException(400, f"prompt: expected tokens from 0 to {vocabulary - 1}")
+        made = cls()
+        made.ids = ids
+        return made
+
+
+class _ReadsTokens:
+    """A tokenizer that has nothing to do where its client has done it."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._wrapped = tokenizer
+
+    def __call__(self, prompt: str, **options: Any) -> Any:
+        return {"input_ids": list(prompt.ids)} if isinstance(prompt, Tokens) else self._wrapped(prompt, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._wrapped, name)
 
 
 def _tops(body: dict[str, Any]) -> int | None:

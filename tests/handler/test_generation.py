@@ -257,6 +257,22 @@ def logprobs(model):
     return held, tokenizer
 
 
+@pytest.mark.parametrize("more", [{}, {"stop": "never"}, {"stream": True}, {"n": 2, "logprobs": 1}])
+def test_a_prompt_may_be_its_tokens(frontend, model, more):
+    """As lm-eval's local-completions sends it by default."""
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    asked = {"max_tokens": NEW, "temperature": 0, **more}
+    texts = PROMPTS[:1] if more.get("stream") else PROMPTS[:3]
+    tokens = [tokenizer(text)["input_ids"] for text in texts]
+    found = []
+    for prompt in (list(texts), tokens, *tokens[: len(tokens) == 1]):
+        client = frontend.ask({"prompt": prompt, **asked}, COMPLETIONS)
+        assert client.status == 200, client.body
+        said = client.events[:-1] if more.get("stream") else [client.document]
+        found.append("".join(choice["text"] for one in said for choice in one["choices"]))
+    assert len(set(found)) == 1
+
+
 def named(tokenizer, token):
     """A token, of which a part of a character has no text of its own, as OpenAI names it."""
     [piece] = tokenizer.convert_ids_to_tokens([token])
@@ -366,7 +382,13 @@ def test_how_likely_a_chats_answer_is(frontend, logprobs, tops):
         (CHAT, {"messages": [{"role": "assistant", "tool_calls": "x"}]}, 400, "messages[0].tool_calls"),
         (CHAT, {"messages": [{"role": "assistant", "tool_calls": [{}]}]}, 400, "messages[0].tool_calls"),
         (CHAT, {"messages": [{"role": "assistant", "tool_calls": [called("{")]}]}, 400, "arguments are JSON"),
-        (COMPLETIONS, {"prompt": [1, 2]}, 400, "a string or a list of strings"),
+        (COMPLETIONS, {"prompt": [1, "a"]}, 400, "a string, a list of tokens, or a list of such prompts"),
+        (COMPLETIONS, {"prompt": [1, True]}, 400, "a list of tokens"),
+        (COMPLETIONS, {"prompt": [[1, 2], [3, 10**6]]}, 400, "tokens from 0 to "),
+        (COMPLETIONS, {"prompt": [-1]}, 400, "tokens from 0 to "),
+        (COMPLETIONS, {"prompt": []}, 400, "the prompt has no tokens"),
+        (COMPLETIONS, {"prompt": [[]]}, 400, "the prompt has no tokens"),
+        (COMPLETIONS, {"prompt": [5] * 600}, 400, "the model reads at most 512"),
         (COMPLETIONS, {"prompt": ["a", "b"], "stream": True}, 400, "one answer at a time"),
         (COMPLETIONS, {"prompt": "a", "logprobs": 21}, 400, "logprobs: expected a whole number from 0 to 20"),
         (COMPLETIONS, {"prompt": "a", "logprobs": True}, 400, "logprobs: expected a whole number"),
