@@ -75,6 +75,7 @@ def start_clean(
     stdin: int = subprocess.DEVNULL,
     more: Sequence[str] = (),
     kept: Sequence[int] = (),
+    scratch: Path | None = None,
 ) -> subprocess.Popen[str]:
     """Starts a script that finds nothing of this process's: the archive's handler, not the repository's.
 
@@ -85,8 +86,11 @@ def start_clean(
         stdin: as subprocess.Popen's.
         more: variables that it may have beside those that every worker needs.
         kept: file descriptors that stay open in it.
+        scratch: a directory for its temporary files, where this process's own will not do.
     """
     environment = {name: os.environ[name] for name in (*PASSED_ON, *more) if name in os.environ}
+    if scratch is not None:
+        environment["TMPDIR"] = str(scratch)
     return subprocess.Popen(
         [sys.executable, "-I", str(script), argument],
         stdin=stdin,

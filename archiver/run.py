@@ -158,8 +158,14 @@ def _unpacked(archive: Path) -> Iterator[Path]:
 
 def _answer(job: dict[str, Any], progress: Callable[[int], None]) -> int:
     """Runs the process; how many lines hold an error. Raises Refused."""
-    with tempfile.TemporaryFile("w+", errors="replace") as log:
-        process = start_clean(SCRIPT, json.dumps(job), log, more=DEVICES, kept=(job["lock"],))
+    with (
+        tempfile.TemporaryFile("w+", errors="replace") as log,
+        # It ends without looking back, and vLLM would leave its sockets.
+        tempfile.TemporaryDirectory(prefix="answers-", ignore_cleanup_errors=True) as scratch,
+    ):
+        process = start_clean(
+            SCRIPT, json.dumps(job), log, more=DEVICES, kept=(job["lock"],), scratch=Path(scratch)
+        )
         failed = 0
         try:
             for line in process.stdout or ():

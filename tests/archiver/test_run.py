@@ -73,6 +73,21 @@ def test_a_classifiers_file(classifier, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
 
 
+def test_vllm_answers_a_file_and_leaves_nothing(tmp_path, tmp_path_factory, monkeypatch):
+    model = tiny_models.chatter(tmp_path / "model", hidden=128)  # heads of 32, its least
+    scratch = tmp_path_factory.mktemp("s")  # short: vLLM's sockets lie there, and have paths of 107 bytes at most
+    flags = ("--archive-format=no-archive", "--set=handler.engine=vllm", "--set=handler.max_new_tokens=200")
+    settings = "--set=handler.vllm={enforce_eager: true, kv_cache_memory_bytes: 50000000, max_model_len: 512}"
+    archive = archives.build_model(tmp_path, "chat", model, "text-generation", settings, *flags)
+    requests = write(tmp_path / "in.jsonl", [{"prompt": text, "max_new_tokens": 8} for text in TEXTS])
+    monkeypatch.setenv("TMPDIR", str(scratch))
+    ran = run(archive, requests, tmp_path / "out.jsonl")
+    assert ran.returncode == 0, ran.stderr
+    wanted = [reference.generated(model, text, 8)[0] for text in TEXTS]
+    assert [whole(answer["response"]) for answer in read(tmp_path / "out.jsonl")] == list(map(whole, wanted))
+    assert not list(scratch.iterdir())
+
+
 def test_a_generators_file_is_in_order_however_long_each_takes(chatter, tmp_path):
     model, archive = chatter
     asked = [(TEXTS[number % 3], 40 if number % 4 == 0 else 5) for number in range(24)]
