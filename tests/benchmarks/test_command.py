@@ -19,6 +19,7 @@ def bench(monkeypatch, tmp_path):
     """Runs it on what stands in for building archives; its status."""
     monkeypatch.setattr(machine, "describe", dict)
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup(1) it is ignored, and stays so
 
     def run(measure):
         monkeypatch.setattr(archive, "measure", measure)
