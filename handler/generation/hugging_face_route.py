@@ -22,9 +22,10 @@ from handler.generation.openai_protocol import (
     Usage,
     event_of,
     message_of,
+    said_in,
     text_of,
 )
-from handler.generation.openai_requests import DRAWN, OBJECT
+from handler.generation.openai_requests import DRAWN, OBJECT, PENALTY, REPETITION, TEMPERATURE, TOP_P
 from handler.generation.route import Route, Served
 from handler.protocols.gathering import check_keys
 from handler.protocols.hugging_face import HINTS
@@ -66,12 +67,12 @@ class Parameters:
 
     max_new_tokens: int | None = key(optional(integer(1)), "the most tokens of the answer", None)
     do_sample: bool | None = key(optional(BOOLEAN), "false: always the likeliest token", None)
-    temperature: float | None = key(optional(number(0, 2)), "0: always the likeliest token", None)
-    top_p: float | None = key(optional(number(1e-6, 1)), "of the probability that is drawn from", None)
+    temperature: float | None = key(optional(TEMPERATURE), "0: always the likeliest token", None)
+    top_p: float | None = key(optional(TOP_P), "of the probability that is drawn from", None)
     top_k: int | None = key(optional(integer(0)), "of the tokens that are drawn from; 0: all", None)
     typical_p: float | None = key(optional(number(0, 1)), "1; what else there is no engine does", None)
-    repetition_penalty: float | None = key(optional(number(1e-6, 1e6)), "against what was said", None)
-    frequency_penalty: float | None = key(optional(number(-2, 2)), "against what was said often", None)
+    repetition_penalty: float | None = key(optional(REPETITION), "against what was said", None)
+    frequency_penalty: float | None = key(optional(PENALTY), "against what was said often", None)
     seed: int | None = key(optional(integer(0)), "of what is drawn", None)
     stop: list[str] | None = key(optional(strings(0, 4)), "what ends the answer", None)
     stop_sequences: list[str] | None = key(optional(strings(0, 4)), "another name of stop", None)
@@ -193,7 +194,7 @@ class _Events:
         self.usage.note(document)
         if "error" in document:
             return self.fail(message_of(document))
-        text = "".join(map(text_of, document.get("choices", ())))
+        text = said_in(document)
         if not text:
             return b""
         self.texts.append(text)

@@ -5,7 +5,7 @@ https://kserve.github.io/website/docs/concepts/architecture/data-plane/v1-protoc
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
@@ -48,7 +48,8 @@ def read(document: Document, served: Served) -> Route:
                 orjson.dumps({"error": said if place is None else f"instances[{place}]: {said}"}), status=status
             )
         replies = [route.whole(200, orjson.dumps(one), JSON) for route, one in zip(routes, answered, strict=True)]
-        usage.prompt_tokens, usage.new_tokens = _sum(route.usage for route in routes)
+        usage.prompt_tokens = sum(route.usage.prompt_tokens or 0 for route in routes)
+        usage.new_tokens = sum(route.usage.new_tokens or 0 for route in routes)
         usage.finish_reason = routes[-1].usage.finish_reason
         return Reply(b'{"predictions":[' + b",".join(reply.body for reply in replies) + b"]}")
 
@@ -74,10 +75,3 @@ def _instance(where: str, instance: Any, shared: Mapping[str, Any], served: Serv
         return native_route.read(asked, served)
     except (InvalidRequest, BadRequest) as error:
         raise type(error)(f"{where}: {error}") from error
-
-
-def _sum(usages: Iterator[Usage]) -> tuple[int, int]:
-    read, new = 0, 0
-    for usage in usages:
-        read, new = read + (usage.prompt_tokens or 0), new + (usage.new_tokens or 0)
-    return read, new

@@ -16,12 +16,13 @@ from handler.generation.openai_protocol import (
     Usage,
     event_of,
     message_of,
+    said_in,
     text_of,
 )
-from handler.generation.openai_requests import DRAWN
+from handler.generation.openai_requests import DRAWN, PENALTY, TEMPERATURE, TOP_P
 from handler.generation.route import Route, Served
 from handler.request import MOST_PROBLEMS
-from handler.rules import BOOLEAN, TEXT, Rule, check, integer, key, number, optional
+from handler.rules import BOOLEAN, TEXT, Rule, check, integer, key, optional
 from handler.wire import Reply
 
 PASSED_ON = (*DRAWN, "stop", "presence_penalty", "frequency_penalty", "seed")
@@ -39,8 +40,8 @@ class Sampling:
     )
     max_new_tokens: int | None = key(optional(integer(1)), "the most tokens of the answer", None)
     max_tokens: int | None = key(optional(integer(1)), "another name of max_new_tokens", None)
-    temperature: float | None = key(optional(number(0, 2)), "0: always the likeliest token", None)
-    top_p: float | None = key(optional(number(1e-6, 1)), "of the probability that is drawn from", None)
+    temperature: float | None = key(optional(TEMPERATURE), "0: always the likeliest token", None)
+    top_p: float | None = key(optional(TOP_P), "of the probability that is drawn from", None)
     top_k: int | None = key(optional(integer(1)), "of the tokens that are drawn from", None)
     stop: Any = key(
         Rule(
@@ -54,8 +55,8 @@ class Sampling:
         "what ends the answer",
         None,
     )
-    presence_penalty: float | None = key(optional(number(-2, 2)), "against what was said at all", None)
-    frequency_penalty: float | None = key(optional(number(-2, 2)), "against what was said often", None)
+    presence_penalty: float | None = key(optional(PENALTY), "against what was said at all", None)
+    frequency_penalty: float | None = key(optional(PENALTY), "against what was said often", None)
     seed: int | None = key(optional(integer(0)), "of what is drawn", None)
     stream: bool = key(BOOLEAN, "answer piece by piece", False)
 
@@ -86,7 +87,7 @@ def read(document: Document, served: Served) -> Route:
         usage.note(document)
         if "error" in document:
             return event_of({"error": document["error"]})
-        text = "".join(map(text_of, document.get("choices", ())))
+        text = said_in(document)
         return event_of({"text": text}) if text else b""
 
     return Route(ask, whole, Stream(tell).piece, asked.stream, usage=usage)

@@ -157,6 +157,11 @@ def _says_something(choice: Document) -> bool:
     return any(value for name, value in said.items() if name != "role")
 
 
+def said_in(event: Document) -> str:
+    """The new text of an event of a stream."""
+    return "".join(map(text_of, event.get("choices", ())))
+
+
 def text_of(choice: Document) -> str:
     """The new text of a choice, or all of it."""
     said = choice.get("delta") or choice.get("message")

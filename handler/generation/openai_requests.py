@@ -55,6 +55,8 @@ DRAWN = ("temperature", "top_p", "top_k")  # each asks for a draw, but a tempera
 MESSAGE = frozenset(("role", "content", "name", "tool_calls", "tool_call_id", "reasoning", "reasoning_content"))
 STREAM_OPTIONS = frozenset(("include_usage", "include_obfuscation"))
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+# What engines bound, for every protocol that asks for it.
+TEMPERATURE, TOP_P, PENALTY, REPETITION = number(0, 2), number(1e-6, 1), number(-2, 2), number(1e-6, 1e6)
 OBJECT = Rule("an object", lambda v: isinstance(v, dict))
 FORMAT = Rule(  # TGI has a schema there as `value`, others as `schema`; vLLM would pass over it
     "an object; a schema is given as json_schema, with that type",
@@ -84,17 +86,17 @@ class Judged:
 
     max_tokens: int | None = key(integer(1), "the most tokens of the answer", None)
     max_completion_tokens: int | None = key(integer(1), "its newer name", None)
-    temperature: float | None = key(number(0, 2), "0: always the likeliest", None)
-    top_p: float | None = key(number(1e-6, 1), "of the probability that is drawn from", None)
+    temperature: float | None = key(TEMPERATURE, "0: always the likeliest", None)
+    top_p: float | None = key(TOP_P, "of the probability that is drawn from", None)
     top_k: int | None = key(
         Rule("a whole number, 0 or -1 for all", lambda v: type(v) is int and v >= -1),
         "of the tokens that are drawn from",
         None,
     )
     min_p: float | None = key(number(0, 1), "of the likeliest's probability, below which none is drawn", None)
-    presence_penalty: float | None = key(number(-2, 2), "against what was said at all", None)
-    frequency_penalty: float | None = key(number(-2, 2), "against what was said often", None)
-    repetition_penalty: float | None = key(number(1e-6, 1e6), "against what the prompt has or was said", None)
+    presence_penalty: float | None = key(PENALTY, "against what was said at all", None)
+    frequency_penalty: float | None = key(PENALTY, "against what was said often", None)
+    repetition_penalty: float | None = key(REPETITION, "against what the prompt has or was said", None)
     seed: int | None = key(Rule("a whole number", lambda v: type(v) is int), "of what is drawn", None)
     n: int | None = key(integer(1, 128), "answers", None)
     stream: bool = key(BOOLEAN, "piece by piece", False)

@@ -52,9 +52,8 @@ class Sampling:
     presence: float = 0.0  # over 0: against what was said at all
     frequency: float = 0.0  # over 0: against what was said often
     random: random.Random = field(default_factory=random.Random, compare=False)  # one number for each token
-    tops: int | None = (
-        None  # likeliest tokens that are told of for each one that is taken; None: not even that one
-    )
+    # Likeliest tokens that are told of for each one that is taken; None: not even that one.
+    tops: int | None = None
     told: Ledger = field(default_factory=Ledger, compare=False)  # grows with the answer
 
     @property
@@ -134,11 +133,12 @@ class Sampler:
             The scores.
         """
         asked = Asked.of(table[:, : len(scores)])
-        finite = scores.amax(-1).isfinite()
         judged = self._said.penalized(scores, asked) if self.penalizes else scores
+        finite = judged.amax(-1).isfinite()
         taken = judged.argmax(-1)
         if self.draws:
-            taken = (_drawn_by_some if scores.device.type == "cpu" else _drawn_by_all)(judged, asked, taken)
+            drawn = _drawn_by_some if scores.device.type == "cpu" else _drawn_by_all
+            taken = drawn(judged, asked, taken, finite)
         self._taken = taken.masked_fill(~finite, NO_TOKEN)
         if self.tells:
             self._measure(scores, taken)
@@ -221,18 +221,22 @@ def _columns(asked: Sequence[Sampling], places: Sequence[int]) -> Any:
     return np.concatenate([np.ascontiguousarray(floats).view(np.int32), whole])
 
 
-def _drawn_by_all(scores: torch.Tensor, asked: Asked, likeliest_one: torch.Tensor) -> torch.Tensor:
+def _drawn_by_all(
+    scores: torch.Tensor, asked: Asked, likeliest_one: torch.Tensor, finite: torch.Tensor
+) -> torch.Tensor:
     """The tokens, in a CUDA graph: nothing may depend on what is asked for, and a GPU sorts fast."""
     # A row without numbers would be looked up beyond its end, and that would end the worker.
-    over = torch.where(scores.amax(-1, keepdim=True).isfinite(), scores / asked.temperature[:, None], 0)
+    over = torch.where(finite[:, None], scores / asked.temperature[:, None], 0)
     chances, tokens = likeliest(over, asked.top_k, asked.top_p, asked.min_p, scores.shape[1])
     drawn = tokens.gather(1, _places(chances, asked.chance)).squeeze(1)
     return torch.where(asked.top_k > 1, drawn, likeliest_one)
 
 
-def _drawn_by_some(scores: torch.Tensor, asked: Asked, likeliest_one: torch.Tensor) -> torch.Tensor:
+def _drawn_by_some(
+    scores: torch.Tensor, asked: Asked, likeliest_one: torch.Tensor, finite: torch.Tensor
+) -> torch.Tensor:
     """The tokens, where those who draw nothing and limit nothing shall pay for nothing."""
-    rows = ((asked.top_k > 1) & scores.amax(-1).isfinite()).nonzero().flatten()
+    rows = ((asked.top_k > 1) & finite).nonzero().flatten()
     if not len(rows):
         return likeliest_one
     some = asked.some(rows)

@@ -285,27 +285,27 @@ def take_by(sampler: Sampler, processor: Any) -> None:
     """Has the engine's tokens taken by a sampler, and a step fail where the model gives no numbers."""
     runner, tensors = processor.model_runner, processor.inputs_and_outputs
     runner._sample = sampler.write
-    compute, updated = runner.compute_batch, processor.update_batch
+    compute, update = runner.compute_batch, tensors.prepare_batch_update
 
     def compute_batch(model: Any, batch_data: Any) -> None:
         if (stream := tensors.compute_stream) is not None:  # what it reads is written on the thread's own
             stream.wait_stream(torch.cuda.current_stream())
         compute(model, batch_data)
 
-    def update_batch() -> None:
-        _, tokens, _ = tensors.prepare_batch_update()
+    def prepare_batch_update() -> Any:
+        _, tokens, _ = found = update()
         if NO_TOKEN in tokens:
             raise FloatingPointError("the model's scores are no numbers")
         sampler.tell(tokens)
-        updated()
+        return found
 
-    runner.compute_batch, processor.update_batch = compute_batch, update_batch
+    runner.compute_batch, tensors.prepare_batch_update = compute_batch, prepare_batch_update
 
 
 def kept_graphs(sampler: Sampler, most: int = KEPT_GRAPHS) -> Any:
     """The engine's store of graphs, which would keep all that were ever made, with those used last only.
 
-    A step in which nobody draws, or penalizes, has a graph without that.
+    A step in which nobody draws, penalizes or wants logprobs has a graph without that.
     """
     from transformers.generation.continuous_batching.utils import CudaGraphBuffer  # noqa: PLC0415
 
@@ -349,7 +349,7 @@ def _sampling(asked: GenerationConfig, vocabulary: int) -> Sampling:
         repetition=float(asked.repetition_penalty or 1.0),
         presence=float(getattr(asked, "presence_penalty", None) or 0.0),
         frequency=float(getattr(asked, "frequency_penalty", None) or 0.0),
-        tops=getattr(asked, "tops", None),
+        tops=asked.tops,
     )
     temperature = float(asked.temperature if asked.temperature is not None else 1.0)
     if not asked.do_sample or temperature < COLD:

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 import requests
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaModel
+from transformers import LlamaModel
 
 from handler.generation import transformers_engine
 from tests.support import archives, frames, scenarios, tiny_models, worker
+from tests.support.reference import generated
 from tests.support.rounds import NEW, PROMPTS, Frontend, whole
 from tests.support.serving import served
 
@@ -36,7 +37,7 @@ def numbers(document):
 
 @pytest.mark.parametrize("dtype", list(CLOSE))
 @pytest.mark.parametrize("task", ["feature-extraction", "text-classification", "text-ranking"])
-def test_a_gpu_answers_what_a_cpu_answers(tiny, services, task, dtype):
+def test_a_gpu_answers_what_a_cpu_answers(tiny, task, dtype):
     asked = [scenario.frame() for scenario in scenarios.of(task) if scenario.status == 200]
     wanted = frames.predict(worker.start(tiny[task], None, task=task, **scenarios.LIMITS), asked)
     found = frames.predict(worker.start(tiny[task], 0, task=task, dtype=dtype, **scenarios.LIMITS), asked)
@@ -144,15 +145,9 @@ def chatter(tmp_path_factory):
     return tiny_models.chatter(tmp_path_factory.mktemp("cuda") / "model")
 
 
-def generated(model, prompt, tokens=NEW):
-    """What `generate` says greedily, on the GPU."""
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    asked = tokenizer.apply_chat_template(
-        [{"role": "user", "content": prompt}], add_generation_prompt=True, return_tensors="pt", return_dict=True
-    ).to("cuda")
-    loaded = AutoModelForCausalLM.from_pretrained(model).to("cuda").eval()
-    ids = loaded.generate(**asked, max_new_tokens=tokens, do_sample=False)[0, asked["input_ids"].shape[1] :]
-    return whole(tokenizer.decode(ids, skip_special_tokens=True))
+def wanted_of(model, prompts):
+    """What `generate` says to each greedily."""
+    return [whole(generated(model, prompt, NEW)[0]) for prompt in prompts]
 
 
 def said(frontend, prompts, tokens=NEW, **asked):
@@ -170,7 +165,7 @@ def test_steps_that_no_graph_can_hold_are_launched_one_by_one(chatter, monkeypat
         assert input_ids.max().item() >= 0  # the CPU waits for the GPU, as where it chooses experts
         return stock(self, input_ids, *arguments, **more)
 
-    wanted = [generated(chatter, prompt) for prompt in PROMPTS]
+    wanted = wanted_of(chatter, PROMPTS)
     monkeypatch.setattr(LlamaModel, "forward", syncs)
     frontend = Frontend(worker.start(chatter.parent, 0, task="text-generation"))
     assert "cannot be made into CUDA graphs" in caplog.text
@@ -185,7 +180,7 @@ def test_graphs_that_were_forgotten_are_made_again(chatter, monkeypatch):
     )
     frontend = Frontend(worker.start(chatter.parent, 0, task="text-generation"))
     prompts = [f"{'a wonderful story ' * (number + 1)}" for number in range(12)]
-    wanted = [generated(chatter, prompt) for prompt in prompts]
+    wanted = wanted_of(chatter, prompts)
     assert torch.cuda.is_available()  # else there are none
     for _ in range(2):
         assert [said(frontend, [prompt])[0] for prompt in prompts] == wanted
@@ -205,7 +200,7 @@ def test_who_draws_does_not_disturb_who_does_not(chatter):
     ]
     frontend.run()
     answers = [whole(client.document["response"]) for client in clients]
-    assert answers[::2] == [generated(chatter, prompt) for prompt in PROMPTS[::2]] * 4
+    assert answers[::2] == wanted_of(chatter, PROMPTS[::2]) * 4
     assert len(set(answers[1::2])) > 2
 
 
