@@ -32,6 +32,7 @@ from handler.wire import Message
 BASE = "float32"
 OPTIONS: Mapping[str, Mapping[str, object]] = {
     BASE: {},
+    "not prepacked": {"prepack": False},
     "bfloat16": {"dtype": "bfloat16"},
     "float16": {"dtype": "float16"},
     "int8": {"quantize": "int8"},

@@ -260,6 +260,13 @@ class HandlerConfig:
         None,
         (OWN,),
     )
+    prepack: bool = key(
+        BOOLEAN,
+        "weights of large linear layers in the order of a CPU's kernels, where it has AVX-512: faster; but they"
+        " are each worker's own then, and no pages of a file that all share",
+        True,
+        (*CLASSIFIERS, *EMBEDDERS, *RANKERS, *ZERO_SHOT, *TAGGERS, *READERS, *MASKED, *GENERATION),
+    )
     served_model_names: list[str] | None = key(
         optional(SERVED_NAMES),
         "what else a request's `model` may say in OpenAI's protocol, beside the archive's name",

@@ -70,9 +70,13 @@ def share_cores(workers: int, threads: int | None) -> int:
     return count
 
 
-def bound_kernels() -> None:
-    """Makes oneDNN keep fewer kernels; it reads this once, when a process first computes."""
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KEPT_KERNELS))
+def bound_kernels(beside: int = 0) -> None:
+    """Makes oneDNN keep fewer kernels; it reads this once, when a process first computes.
+
+    Args:
+        beside: kernels that are there for good.
+    """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KEPT_KERNELS + beside))
 
 
 def lanes(device: torch.device, threads: int) -> int:

@@ -23,6 +23,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from handler.config import EMBEDDERS, RANKERS, HandlerConfig
 from handler.errors import LoadError
+from handler.linear import prepack
 
 logger = logging.getLogger(__name__)
 
@@ -136,6 +137,8 @@ def _faster(model: Any, config: HandlerConfig) -> Any:
         if not (os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")):
             raise LoadError("handler.compile needs a C++ compiler, and there is none: install g++, or set CXX")
         model.compile(dynamic=True)  # shapes as variables: one program for all lengths, not one for each
+    elif config.prepack:
+        prepack(model)
     return model
 
 

@@ -21,7 +21,7 @@ HEAVY = {"torch", "transformers", "ts"}
 # Nothing looks up: a room imports from its own floor or from one below.
 FLOORS = [
     {"errors", "rules", "reading"},
-    {"config", "draining", "batch", "measures"},
+    {"config", "draining", "batch", "measures", "linear"},
     {"wire", "request", "devices", "lanes", "loading", "pooling", "memory", "layers", "tensors"},
     {"text_encoder", "protocols", "spans", "golden", "provenance"},
     {"tasks"},

@@ -20,9 +20,11 @@ import torch
 import transformers
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
+from handler import devices, linear
 from handler.config import HandlerConfig, ModelConfig
 from handler.errors import LoadError
 from handler.generation.application import Application, Asgi, note_accepted
+from handler.generation.attention import attend_by_request, plan_steps
 from handler.generation.engine import Engine, Load
 from handler.generation.sampling import NO_TOKEN, Sampler, Sampling
 from handler.generation.stopping import Until
@@ -46,6 +48,7 @@ COLD = 0.01  # a temperature below which the likeliest token is taken: logits ov
 def build(directory: Path, whole: ModelConfig, device: torch.device, name: str) -> Engine:
     """Loads the model and its application. Raises LoadError."""
     check_directory(directory)
+    devices.bound_kernels(linear.KERNELS)
     config = whole.handler
     try:
         importlib.import_module("transformers.cli.serving.server")  # an extra, and slow to import
@@ -60,6 +63,8 @@ def build(directory: Path, whole: ModelConfig, device: torch.device, name: str) 
         **OFFLINE,
     )
     model = model.to(device).eval()
+    if config.prepack:
+        linear.prepack(model)
     if undone := undone_processors(model):
         logger.warning("what the model's generation config asks for is not done by this engine: %s", undone)
     manager = _manager(model, config, whole.server.batchSize)
@@ -140,6 +145,7 @@ def _manager(model: Any, config: HandlerConfig, most: int) -> Any:
                 ),
             )
             batching.output_router.output_queue = _Nobody()
+            planned = model.device.type == "cpu" and attend_by_request(model)
             vocabulary = model.config.get_text_config().vocab_size
             batching.logit_processor = sampler = Sampler(vocabulary, most, model.device)
             stock, body = batching._create_batch_processor, batching._generation_loop_body
@@ -148,6 +154,8 @@ def _manager(model: Any, config: HandlerConfig, most: int) -> Any:
                 processor = stock()
                 let_others_in(processor.scheduler)
                 take_by(sampler, processor)
+                if planned:
+                    plan_steps(processor.model_runner)
                 return processor
 
             def step(processor: Any, bootstrapping: bool) -> bool:

@@ -17,7 +17,7 @@ from openai.types.chat import ChatCompletion
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from handler.generation import logprobs as logprobs_of
-from handler.generation import openai_requests, rounds
+from handler.generation import openai_requests, rounds, transformers_engine
 from handler.generation.application import Application
 from handler.generation.openai_protocol import Usage, bounded, refused
 from handler.generation.stopping import Until
@@ -135,8 +135,9 @@ def test_a_speakers_name_is_read(frontend, model):
     a_speakers_name_is_read(frontend, model)
 
 
-def test_padded_steps_say_the_same(model, alone):
+def test_padded_steps_say_the_same(model, alone, monkeypatch):
     """On a GPU a step is a graph of one of few sizes; a CPU has no graphs, and pads in the same way."""
+    monkeypatch.setattr(transformers_engine, "attend_by_request", lambda model: False)  # as on a GPU
     service = worker.start(model.parent, task="text-generation", max_new_tokens=64)
     batching = wing(service).engine.load.__self__._cb
     in_few_sizes(batching.batch_processor.model_runner)

@@ -197,6 +197,13 @@ def chatter(directory: Path, layers: int = 2, hidden: int = 64, positions: int =
     return _spread(LlamaForCausalLM(config), directory, "lm_head")
 
 
+def decoder(directory: Path, kind: Callable[..., Any]) -> Path:
+    """A decoder of any kind, of which no answer ends before its cap; the likeliest next tokens are far apart."""
+    tokenizer = _chat_tokenizer(directory, "left")
+    torch.manual_seed(7)
+    return _spread(kind(**_decoder(tokenizer, 2, 64), bos_token_id=None, eos_token_id=None), directory, "lm_head")
+
+
 def endless(model: Path) -> Path:
     """A model, none of whose answers ends before its cap any more."""
     for path in (model / "config.json", model / "generation_config.json"):

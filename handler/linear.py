@@ -1,0 +1,94 @@
+"""Linear layers whose weights lie as a CPU's kernels read them.
+
+torch leaves them as they are in the file, and its matrix multiplication puts a weight in order anew in every call:
+with the few rows that a short text or a step of generation has, that takes longer than to multiply. oneDNN
+takes weights that are in order already. Its kernels are made for a number of rows each, 0.3 to 0.9 ms and half a
+megabyte that it never gives back, so rows go through in a few sizes, and all kernels are made while loading.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from functools import lru_cache
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # rows that there are kernels for
+FEW = 64  # rows that are filled up to the next size; of more, a second kernel takes what is over
+FILLED = 1.1  # or they are filled up to no more than this
+LEAST = 1 << 17  # numbers in a weight: of smaller ones a call costs as much as before, or more
+KERNELS = 8 * len(SIZES)  # as many as there are of eight kinds of layers
+
+KERNEL = torch.ops.mkldnn._linear_pointwise.default  # what torch.compile makes of linear layers
+
+
+class PrepackedLinear(nn.Linear):
+    """One such layer, for inference: `weight` is oneDNN's, opaque to everything else."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """(..., in_features) -> (..., out_features)."""
+        rows = input.reshape(-1, self.in_features)
+        sizes = in_sizes(len(rows))
+        if len(sizes) == 1:
+            out = self._few(rows, *sizes)
+        else:
+            out, start = rows.new_empty(len(rows), self.out_features), 0
+            for size in sizes:
+                out[start : start + size] = self._few(rows[start : start + size], size)
+                start += size
+        return out.view(*input.shape[:-1], self.out_features)
+
+    def _few(self, rows: torch.Tensor, size: int) -> torch.Tensor:
+        missing = size - len(rows)
+        whole = functional.pad(rows, (0, 0, 0, missing)) if missing else rows
+        out: torch.Tensor = KERNEL(whole, self.weight, self.bias, "none", [], "")
+        return out[: len(rows)] if missing else out
+
+
+def prepack(model: nn.Module) -> int:
+    """Has a model's larger linear layers prepacked, in place, and makes their kernels; how many there are.
+
+    Only for AVX-512: elsewhere it was not measured. A weight that other modules share, as embeddings do with an
+    output layer, stays as it was for them.
+    """
+    layers = [layer for layer in model.modules() if type(layer) is nn.Linear and _is_worth_it(layer.weight)]
+    made = set[tuple[int, int, bool, torch.dtype]]()
+    with torch.inference_mode():
+        for layer in layers:
+            packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach())
+            layer.weight = nn.Parameter(packed, requires_grad=False)
+            layer.__class__ = PrepackedLinear
+            kind = (layer.in_features, layer.out_features, layer.bias is None, layer.weight.dtype)
+            if kind not in made:
+                made.add(kind)
+                for size in SIZES:
+                    layer(torch.zeros(size, layer.in_features, dtype=layer.weight.dtype))
+    return len(layers)
+
+
+def _is_worth_it(weight: torch.Tensor) -> bool:
+    at_home = weight.device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return at_home and weight.numel() >= LEAST and _has_kernels(weight.dtype)
+
+
+def _has_kernels(dtype: torch.dtype) -> bool:
+    if dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    if dtype == torch.float16:
+        return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
+    return dtype == torch.float32
+
+
+@lru_cache(4096)
+def in_sizes(rows: int) -> tuple[int, ...]:
+    """The sizes in which so many rows go through, the last of which may be larger than what is over."""
+    sizes = list[int]()
+    while rows > 0:
+        place = bisect_left(SIZES, rows)
+        if place < len(SIZES) and (rows <= FEW or SIZES[place] <= FILLED * rows):
+            return (*sizes, SIZES[place])
+        sizes.append(SIZES[bisect_right(SIZES, rows) - 1])
+        rows -= sizes[-1]
+    return tuple(sizes)
