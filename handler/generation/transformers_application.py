@@ -5,9 +5,12 @@ What it takes and leaves undone is no field of a request here; what would be its
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import inspect
 import uuid
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, get_type_hints
 
 import orjson
@@ -23,6 +26,10 @@ from handler.generation.tool_calls import forgive
 from handler.protocols.openai_embeddings import error_document
 
 MOST_STOPS = 16
+# Bytes of a request from which it is read in a thread: a megabyte's tokens take half a second, in which the loop
+# would carry nobody's.
+LONG = 16_384
+READER = ThreadPoolExecutor(1, "reader")
 # Of sampling: the application takes a frequency's penalty for another one, and a seed for everybody's.
 OWN = ("frequency_penalty", "min_p", "presence_penalty", "repetition_penalty", "seed")
 # What the application takes and leaves undone: its own UNUSED_… fields, and what continuous batching drops.
@@ -72,6 +79,7 @@ def make_application(
 
     state = _State(manager)
     forgive(tokenizer)
+    tokenizer("")  # from here on no call changes it, which another thread's could not bear
     chat, completion = _handlers(name, model, _judging(tokenizer), state)
     app = server.build_server(_Models(), chat, completion, None, None, state)
     _speak_openai(app)
@@ -142,14 +150,22 @@ def _handlers(name: str, model: Any, tokenizer: Any, state: _State) -> tuple[Any
 
         async def handle_request(self, body: dict[str, Any], request_id: str) -> Any:
             asked = each_alone(body)
-            answer = super().handle_request  # type: ignore[misc]
             if len(asked) == 1:
-                return await answer(asked[0], request_id)
+                return await self._answer(asked[0], request_id)
             if body.get("stream"):
                 raise HTTPException(400, "stream: the transformers engine streams one answer at a time")
-            answers = await all_of([answer(one, f"{request_id}-{index}") for index, one in enumerate(asked)])
+            answers = await all_of([self._answer(one, f"{request_id}-{at}") for at, one in enumerate(asked)])
             answered = together([orjson.loads(one.body) for one in answers], body.get("n", 1))
             return JSONResponse({**answered, "id": request_id})
+
+        async def _answer(self, body: dict[str, Any], request_id: str) -> Any:
+            """Reads a request, which waits for nothing, and answers it; a long one is read beside the loop."""
+            reading = super().handle_request(body, request_id)  # type: ignore[misc]
+            if len(orjson.dumps(body)) < LONG:
+                answer = await reading
+            else:
+                answer = await asyncio.get_running_loop().run_in_executor(READER, _result, reading)
+            return await answer()
 
         def _validate_request(self, body: dict[str, Any]) -> None:
             if "prompt" in body and not isinstance(body["prompt"], str):
@@ -178,7 +194,17 @@ def _handlers(name: str, model: Any, tokenizer: Any, state: _State) -> tuple[Any
                 asked.top_k = max(body.get("top_k") or 0, 0)  # a model's own is for its own temperature
             return asked
 
+        def _streaming(self, *arguments: Any, **named: Any) -> Any:
+            """Not yet: what `_answer` does once the request is read; and so the next."""
+            return partial(self._stream, *arguments, **named)
+
         async def _non_streaming(self, *arguments: Any, **named: Any) -> Any:
+            return partial(self._whole, *arguments, **named)
+
+        async def _stream(self, *arguments: Any, **named: Any) -> Any:
+            return super()._streaming(*arguments, **named)  # type: ignore[misc]
+
+        async def _whole(self, *arguments: Any, **named: Any) -> Any:
             asked = arguments[5]  # the generation config
             whole = self._until_a_stop if asked.stop_strings else super()._non_streaming  # type: ignore[misc]
             answer = await whole(*arguments, **named)
@@ -242,6 +268,15 @@ def _handlers(name: str, model: Any, tokenizer: Any, state: _State) -> tuple[Any
             return name, model, _ReadsTokens(tokenizer)
 
     return Chat(_Models(), state), Completion(_Models(), state)
+
+
+def _result(coroutine: Any) -> Any:
+    """What a coroutine that waits for nothing returns, where there is no loop."""
+    try:
+        coroutine.send(None)
+    except StopIteration as ended:
+        return ended.value
+    raise RuntimeError("a request waited for something while it was read")
 
 
 class Tokens(str):

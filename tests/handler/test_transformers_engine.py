@@ -6,6 +6,7 @@ import gc
 import json
 import logging
 import random
+import threading
 import time
 from dataclasses import replace
 
@@ -14,7 +15,7 @@ import torch
 from openai.types.responses import Response
 from transformers.generation.continuous_batching.requests import GenerationOutput
 
-from handler.generation import rounds
+from handler.generation import rounds, transformers_application
 from tests.support import frames, tiny_models, worker
 from tests.support.reference import generated
 from tests.support.rounds import NEW, PROMPTS, Frontend, messages, settled, whole, wing
@@ -270,6 +271,55 @@ def test_logprobs_beside_prompts_that_are_read_in_several_steps(tmp_path):
     assert [client.status for client in clients] == [200] * 5
     [choice] = clients[0].document["choices"]
     assert len(choice["logprobs"]["tokens"]) == 40
+
+
+def test_others_go_on_while_a_long_prompt_is_read(model, monkeypatch):
+    reading, read = threading.Event(), threading.Event()
+    stock = transformers_application._result
+
+    def slow(coroutine):
+        reading.set()
+        assert read.wait(60)
+        return stock(coroutine)
+
+    monkeypatch.setattr(transformers_application, "_result", slow)
+    frontend = Frontend(started(model.parent, max_new_tokens=NEW))
+    long = "not " * 1000
+    late = frontend.post({"messages": messages(long * 5), "max_tokens": NEW}, CHAT)
+    frontend.round()
+    assert reading.wait(60)
+    early = frontend.post({"messages": messages(PROMPTS[0]), "max_tokens": NEW}, CHAT)
+    while not early.done:
+        frontend.round()
+    assert not late.done
+    read.set()
+    frontend.run()
+    assert early.status == 200
+    assert late.status == 400, "it has more tokens than the model reads"
+    assert b"at most 4096" in late.body
+
+
+@pytest.mark.parametrize("asked", [{}, {"stream": True}, {"n": 2}, {"stop": ["never"]}, {"logprobs": True}])
+@pytest.mark.parametrize("path", [CHAT, "v1/completions"])
+def test_what_is_read_beside_the_loop_is_answered_the_same(service, monkeypatch, path, asked):
+    frontend = Frontend(service)
+    said = {"messages": messages(PROMPTS[0])} if path == CHAT else {"prompt": PROMPTS[0]}
+    asked = {**said, **asked, "max_tokens": NEW, "temperature": 0}
+    if path != CHAT and "logprobs" in asked:
+        asked["logprobs"] = 1
+
+    def answered():
+        client = frontend.ask(asked, path)
+        documents = client.events[:-1] if "stream" in asked else [client.document]
+        return client.status, [(one["choices"], one.get("usage")) for one in documents]
+
+    on_the_loop = answered()
+    monkeypatch.setattr(transformers_application, "LONG", 0)
+    for wrong in ({"max_tokens": 0}, {"messages": []}, {"logit_bias": {"1": 1}}):
+        assert frontend.ask({**asked, **wrong}, path).status == 400
+    status, beside = answered()
+    assert (status, beside) == on_the_loop
+    assert status == 200
 
 
 @pytest.mark.parametrize("cache", [32_768, 700])
