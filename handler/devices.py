@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from handler.errors import DeviceLost, LoadError, OutOfMemory
+from handler.linear import CAPACITY
 
 logger = logging.getLogger(__name__)
 
@@ -70,18 +71,19 @@ def share_cores(workers: int, threads: int | None) -> int:
     return count
 
 
-def bound_kernels(beside: int = 0) -> None:
-    """Makes oneDNN keep fewer kernels; it reads this once, when a process first computes.
-
-    Args:
-        beside: kernels that are there for good.
-    """
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KEPT_KERNELS + beside))
+def bound_kernels() -> None:
+    """Makes oneDNN keep fewer kernels; it reads this once, when a process first computes."""
+    os.environ.setdefault(CAPACITY, str(KEPT_KERNELS))
 
 
 def lanes(device: torch.device, threads: int) -> int:
     """Micro-batches that run at once where the configuration does not say."""
     return 1 if device.type == "cuda" else min(threads, MOST_LANES)
+
+
+def lane_threads(threads: int, lanes: int) -> int:
+    """What each of several micro-batches has; a lone one has all."""
+    return max(1, threads // lanes)
 
 
 def usable_cores(quota: Path = CGROUP_QUOTA) -> int:

@@ -13,6 +13,8 @@ from concurrent.futures import ThreadPoolExecutor, wait
 
 import torch
 
+from handler.devices import lane_threads
+
 
 class Lanes:
     """The threads of a worker, shared out.
@@ -26,7 +28,7 @@ class Lanes:
     def __init__(self, device: torch.device, threads: int, count: int) -> None:
         self.count = count
         self._threads = threads
-        self._share = max(1, threads // count)
+        self._share = lane_threads(threads, count)
         self._device = device
         self._pool = ThreadPoolExecutor(count, "lane", self._enter) if count > 1 else None
 

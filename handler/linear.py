@@ -8,7 +8,9 @@ megabyte that it never gives back, so rows go through in a few sizes, and all ke
 
 from __future__ import annotations
 
+import os
 from bisect import bisect_left, bisect_right
+from collections.abc import Set
 from functools import lru_cache
 
 import torch
@@ -19,7 +21,10 @@ SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # row
 FEW = 64  # rows that are filled up to the next size; of more, a second kernel takes what is over
 FILLED = 1.1  # or they are filled up to no more than this
 LEAST = 1 << 17  # numbers in a weight: of smaller ones a call costs as much as before, or more
-KERNELS = 8 * len(SIZES)  # as many as there are of eight kinds of layers
+CAPACITY = (
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY"  # kernels that oneDNN keeps; it reads this when it makes the first one
+)
+ENTRIES = 2  # of them, for one kernel: its own and that of the multiplication in it
 
 KERNEL = torch.ops.mkldnn._linear_pointwise.default  # what torch.compile makes of linear layers
 
@@ -47,24 +52,32 @@ class PrepackedLinear(nn.Linear):
         return out[: len(rows)] if missing else out
 
 
-def prepack(model: nn.Module) -> int:
+def prepack(model: nn.Module, threads: Set[int]) -> int:
     """Has a model's larger linear layers prepacked, in place, and makes their kernels; how many there are.
 
     Only for AVX-512: elsewhere it was not measured. A weight that other modules share, as embeddings do with an
     output layer, stays as it was for them.
+
+    Args:
+        model: on its device.
+        threads: numbers of threads that it will be run with; each has kernels of its own.
     """
     layers = [layer for layer in model.modules() if type(layer) is nn.Linear and _is_worth_it(layer.weight)]
-    made = set[tuple[int, int, bool, torch.dtype]]()
+    kinds = {(*layer.weight.shape, layer.bias is None, layer.weight.dtype): layer for layer in layers}
+    if CAPACITY in os.environ:
+        os.environ[CAPACITY] = str(int(os.environ[CAPACITY]) + ENTRIES * len(kinds) * len(SIZES) * len(threads))
     with torch.inference_mode():
         for layer in layers:
             packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach())
             layer.weight = nn.Parameter(packed, requires_grad=False)
             layer.__class__ = PrepackedLinear
-            kind = (layer.in_features, layer.out_features, layer.bias is None, layer.weight.dtype)
-            if kind not in made:
-                made.add(kind)
+        before = torch.get_num_threads()
+        for count in threads:
+            torch.set_num_threads(count)
+            for layer in kinds.values():
                 for size in SIZES:
                     layer(torch.zeros(size, layer.in_features, dtype=layer.weight.dtype))
+        torch.set_num_threads(before)
     return len(layers)
 
 

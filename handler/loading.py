@@ -21,6 +21,7 @@ import transformers
 from tokenizers import normalizers
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
+from handler import devices
 from handler.config import EMBEDDERS, RANKERS, HandlerConfig
 from handler.errors import LoadError
 from handler.linear import prepack
@@ -138,7 +139,9 @@ def _faster(model: Any, config: HandlerConfig) -> Any:
             raise LoadError("handler.compile needs a C++ compiler, and there is none: install g++, or set CXX")
         model.compile(dynamic=True)  # shapes as variables: one program for all lengths, not one for each
     elif config.prepack:
-        prepack(model)
+        threads = torch.get_num_threads()
+        lanes = config.lanes or devices.lanes(model.device, threads)
+        prepack(model, {threads, devices.lane_threads(threads, lanes)})
     return model
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 import torch
 
-from handler import batch, devices, golden, linear, provenance, wire
+from handler import batch, devices, golden, provenance, wire
 from handler.batch import Deadline, Slot, distinct, each
 from handler.config import ModelConfig
 from handler.draining import Drain
@@ -288,7 +288,7 @@ def build(
     config: ModelConfig, directory: Path, model_name: str, device: torch.device, threads: int
 ) -> BatchPipeline:
     """Loads a task's model, warms it up, and holds its golden answers. Raises LoadError."""
-    devices.bound_kernels(linear.KERNELS)
+    devices.bound_kernels()
     task = tasks.build(config.handler, directory, device)
     budget = config.handler.cache_bytes
     memory = Memory(budget, fingerprint(directory, config.handler) if budget else b"")

@@ -20,7 +20,7 @@ import torch
 import transformers
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
-from handler import devices, linear
+from handler import devices
 from handler.config import HandlerConfig, ModelConfig
 from handler.errors import LoadError
 from handler.generation.application import Application, Asgi, note_accepted
@@ -30,6 +30,7 @@ from handler.generation.sampling import NO_TOKEN, Sampler, Sampling
 from handler.generation.stopping import Until
 from handler.generation.tool_calls import Forgiving
 from handler.generation.transformers_application import make_application
+from handler.linear import prepack
 from handler.loading import DTYPES, OFFLINE, check_directory
 
 logger = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ COLD = 0.01  # a temperature below which the likeliest token is taken: logits ov
 def build(directory: Path, whole: ModelConfig, device: torch.device, name: str) -> Engine:
     """Loads the model and its application. Raises LoadError."""
     check_directory(directory)
-    devices.bound_kernels(linear.KERNELS)
+    devices.bound_kernels()
     config = whole.handler
     try:
         importlib.import_module("transformers.cli.serving.server")  # an extra, and slow to import
@@ -64,7 +65,7 @@ def build(directory: Path, whole: ModelConfig, device: torch.device, name: str) 
     )
     model = model.to(device).eval()
     if config.prepack:
-        linear.prepack(model)
+        prepack(model, {torch.get_num_threads()})
     if undone := undone_processors(model):
         logger.warning("what the model's generation config asks for is not done by this engine: %s", undone)
     manager = _manager(model, config, whole.server.batchSize)

@@ -20,19 +20,36 @@ pytestmark = pytest.mark.skipif(
     torch.backends.cpu.get_cpu_capability() != "AVX512", reason="weights are prepacked for AVX-512"
 )
 WIDE = 512  # of a layer, both ways: 262,144 numbers
+THREADS = {torch.get_num_threads()}
 ROWS = [*range(1, 70), 97, 100, 128, 191, 257, 383, 511, 512, 513, 700, 1025, 1600]
 
 KERNELS = """
 import torch
 from handler import devices, linear
 
-devices.bound_kernels(linear.KERNELS)
+devices.KEPT_KERNELS = 1
+devices.bound_kernels()
 layer = torch.nn.Sequential(torch.nn.Linear(512, 512))
-assert linear.prepack(layer) == 1
+assert linear.prepack(layer, {1, 2}) == 1
 with torch.inference_mode():
     print("loaded", flush=True)
-    for rows in range(1, 1200):
-        layer(torch.zeros(rows, 512))
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        for rows in range(1, 1200):
+            layer(torch.zeros(rows, 512))
+"""
+
+SERVED = """
+import sys
+from pathlib import Path
+from tests.support import frames, worker
+
+service = worker.start(Path(sys.argv[1]), None, task="feature-extraction", threads=2, lanes=2)
+print("loaded", flush=True)
+for size in (1, 2, 9, 40):
+    texts = ["a wonderful story " * (1 + number * 7 % 15) for number in range(size)]
+    for answered in frames.predict(service, [frames.ask(text=text) for text in texts]):
+        assert answered.status == 200, answered.body
 """
 
 
@@ -40,7 +57,7 @@ def layers(dtype=torch.float32, bias=True):
     torch.manual_seed(7)
     own = nn.Sequential(nn.Linear(WIDE, WIDE, bias=bias)).to(dtype)
     packed = copy.deepcopy(own)
-    assert prepack(packed) == 1
+    assert prepack(packed, THREADS) == 1
     return own, packed
 
 
@@ -84,18 +101,29 @@ def test_sizes_are_known_and_waste_little(rows):
         assert sum(sizes) <= 1.15 * rows
 
 
-def test_no_kernel_is_made_once_it_is_loaded():
+def made(*command):
+    """Kernels of prepacked layers: how many are made, while loading and later, and whether some are used."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("ONEDNN")}
     ended = subprocess.run(
-        [sys.executable, "-c", KERNELS],
+        [sys.executable, "-c", *command],
         env={**inherited, "ONEDNN_VERBOSE": "profile_create"},
         capture_output=True,
         text=True,
         check=True,
     )
     loading, _, serving = ended.stdout.partition("loaded")
-    assert loading.count("create:cache_miss,cpu,inner_product") == len(SIZES)
-    assert "cache_hit" in serving and "cache_miss" not in serving, serving[:500]
+    misses = [said.count("create:cache_miss,cpu,inner_product") for said in (loading, serving)]
+    return *misses, "create:cache_hit,cpu,inner_product" in serving
+
+
+def test_kernels_are_made_for_each_number_of_threads_while_loading():
+    assert made(KERNELS) == (2 * len(SIZES), 0, True)
+
+
+def test_a_worker_makes_none_once_it_is_ready(tmp_path):
+    """Alone a text has all threads, in a batch each micro-batch has some."""
+    tiny_models.encoder(tmp_path / "model", hidden_size=256, intermediate_size=1024)
+    assert made(SERVED, str(tmp_path)) == (2 * 2 * len(SIZES), 0, True)
 
 
 def test_only_large_layers_of_torchs_own_kind_are():
@@ -103,16 +131,16 @@ def test_only_large_layers_of_torchs_own_kind_are():
         """Which may use its weight in ways of its own."""
 
     model = nn.ModuleList([nn.Linear(64, 64), Other(WIDE, WIDE), nn.Linear(WIDE, WIDE)])
-    assert prepack(model) == 1
+    assert prepack(model, THREADS) == 1
     assert [type(layer) for layer in model] == [nn.Linear, Other, PrepackedLinear]
-    assert prepack(model) == 0
+    assert prepack(model, THREADS) == 0
 
 
 def test_a_weight_that_embeddings_share_stays_theirs():
     model = nn.ModuleDict({"embed": nn.Embedding(WIDE, WIDE), "head": nn.Linear(WIDE, WIDE, bias=False)})
     model["head"].weight = model["embed"].weight
     weight = model["embed"].weight.detach().clone()
-    assert prepack(model) == 1
+    assert prepack(model, THREADS) == 1
     assert torch.equal(model["embed"].weight, weight)
     with torch.inference_mode():
         given = torch.randn(3, WIDE)
@@ -121,7 +149,7 @@ def test_a_weight_that_embeddings_share_stays_theirs():
 
 def test_a_layer_that_stands_in_two_places_is_one():
     shared = nn.Linear(WIDE, WIDE)
-    assert prepack(nn.ModuleDict({"a": nn.Sequential(shared), "b": nn.Sequential(shared)})) == 1
+    assert prepack(nn.ModuleDict({"a": nn.Sequential(shared), "b": nn.Sequential(shared)}), THREADS) == 1
     assert type(shared) is PrepackedLinear
 
 
