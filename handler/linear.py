@@ -21,10 +21,8 @@ SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # row
 FEW = 64  # rows that are filled up to the next size; of more, a second kernel takes what is over
 FILLED = 1.1  # or they are filled up to no more than this
 LEAST = 1 << 17  # numbers in a weight: of smaller ones a call costs as much as before, or more
-CAPACITY = (
-    "ONEDNN_PRIMITIVE_CACHE_CAPACITY"  # kernels that oneDNN keeps; it reads this when it makes the first one
-)
-ENTRIES = 2  # of them, for one kernel: its own and that of the multiplication in it
+CAPACITY = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"  # entries that oneDNN keeps; it reads this when it makes the first
+ENTRIES = 2  # for one kernel: its own and that of the multiplication in it
 
 KERNEL = torch.ops.mkldnn._linear_pointwise.default  # what torch.compile makes of linear layers
 
