@@ -92,13 +92,13 @@ def test_a_row_that_is_no_number_spoils_no_other():
     torch.testing.assert_close(found[[0, 2, 3, 4]], expected[[0, 2, 3, 4]])
 
 
-@pytest.mark.parametrize("rows", range(0, 2000, 7))
-def test_sizes_are_known_and_waste_little(rows):
-    sizes = in_sizes(rows)
-    assert set(sizes) <= set(SIZES)
-    assert sum(sizes[:-1]) < rows <= sum(sizes) or rows == 0 == sum(sizes)
-    if rows > 2 * linear.FEW:
-        assert sum(sizes) <= 1.15 * rows
+def test_sizes_are_known_and_waste_little():
+    for rows in range(2000):
+        sizes = in_sizes(rows)
+        assert set(sizes) <= set(SIZES), rows
+        assert sum(sizes[:-1]) < rows <= sum(sizes) or rows == 0 == sum(sizes), rows
+        if rows > 2 * linear.FEW:
+            assert sum(sizes) <= 1.15 * rows, rows
 
 
 def made(*command):
