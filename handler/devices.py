@@ -76,9 +76,10 @@ def bound_kernels() -> None:
     os.environ.setdefault(CAPACITY, str(KEPT_KERNELS))
 
 
-def lanes(device: torch.device, threads: int) -> int:
-    """Micro-batches that run at once where the configuration does not say."""
-    return 1 if device.type == "cuda" else min(threads, MOST_LANES)
+def lanes(device: torch.device, threads: int, wanted: int | None = None) -> int:
+    """Micro-batches that run at once: as many as the configuration wants, if it says."""
+    default = 1 if device.type == "cuda" else min(threads, MOST_LANES)
+    return wanted or default
 
 
 def lane_threads(threads: int, lanes: int) -> int:

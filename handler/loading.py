@@ -140,7 +140,7 @@ def _faster(model: Any, config: HandlerConfig) -> Any:
         model.compile(dynamic=True)  # shapes as variables: one program for all lengths, not one for each
     elif config.prepack:
         threads = torch.get_num_threads()
-        lanes = config.lanes or devices.lanes(model.device, threads)
+        lanes = devices.lanes(model.device, threads, config.lanes)
         prepack(model, {threads, devices.lane_threads(threads, lanes)})
     return model
 

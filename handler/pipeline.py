@@ -97,7 +97,7 @@ class BatchPipeline:
         self.config = config
         self.batch_tokens = config.handler.max_batch_tokens or devices.BATCH_TOKENS[device.type]
         self.launch_tokens = devices.LAUNCH_TOKENS[device.type]
-        self.lanes = Lanes(device, threads, config.handler.lanes or devices.lanes(device, threads))
+        self.lanes = Lanes(device, threads, devices.lanes(device, threads, config.handler.lanes))
         self.task = task
         self.memory = memory
         self.provenance = provenance

@@ -149,22 +149,22 @@ def _handlers(name: str, model: Any, tokenizer: Any, state: _State) -> tuple[Any
         _unused_fields = frozenset[str]()  # of what it warns: others are refused, and these are done here
 
         async def handle_request(self, body: dict[str, Any], request_id: str) -> Any:
-            asked = each_alone(body)
+            asked, long = each_alone(body), len(orjson.dumps(body)) >= LONG
             if len(asked) == 1:
-                return await self._answer(asked[0], request_id)
+                return await self._answer(asked[0], request_id, long)
             if body.get("stream"):
                 raise HTTPException(400, "stream: the transformers engine streams one answer at a time")
-            answers = await all_of([self._answer(one, f"{request_id}-{at}") for at, one in enumerate(asked)])
+            answers = await all_of([self._answer(one, f"{request_id}-{at}", long) for at, one in enumerate(asked)])
             answered = together([orjson.loads(one.body) for one in answers], body.get("n", 1))
             return JSONResponse({**answered, "id": request_id})
 
-        async def _answer(self, body: dict[str, Any], request_id: str) -> Any:
-            """Reads a request, which waits for nothing, and answers it; a long one is read beside the loop."""
+        async def _answer(self, body: dict[str, Any], request_id: str, long: bool) -> Any:
+            """Reads a request, which waits for nothing, and answers it; what is long is read beside the loop."""
             reading = super().handle_request(body, request_id)  # type: ignore[misc]
-            if len(orjson.dumps(body)) < LONG:
-                answer = await reading
-            else:
+            if long:
                 answer = await asyncio.get_running_loop().run_in_executor(READER, _result, reading)
+            else:
+                answer = await reading
             return await answer()
 
         def _validate_request(self, body: dict[str, Any]) -> None:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -14,7 +11,7 @@ from torch import nn
 from handler import linear
 from handler.config import HandlerConfig
 from handler.linear import SIZES, PrepackedLinear, in_sizes, prepack
-from tests.support import frames, reference, tiny_models, worker
+from tests.support import frames, onednn, reference, tiny_models, worker
 
 pytestmark = pytest.mark.skipif(
     torch.backends.cpu.get_cpu_capability() != "AVX512", reason="weights are prepacked for AVX-512"
@@ -103,15 +100,7 @@ def test_sizes_are_known_and_waste_little():
 
 def made(*command):
     """Kernels of prepacked layers: how many are made, while loading and later, and whether some are used."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("ONEDNN")}
-    ended = subprocess.run(
-        [sys.executable, "-c", *command],
-        env={**inherited, "ONEDNN_VERBOSE": "profile_create"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    loading, _, serving = ended.stdout.partition("loaded")
+    loading, _, serving = onednn.told(*command).partition("loaded")
     misses = [said.count("create:cache_miss,cpu,inner_product") for said in (loading, serving)]
     return *misses, "create:cache_hit,cpu,inner_product" in serving
 
