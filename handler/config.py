@@ -262,8 +262,8 @@ class HandlerConfig:
     )
     prepack: bool = key(
         BOOLEAN,
-        "weights of large linear layers in the order of a CPU's kernels, where it has AVX-512: faster; but they"
-        " are each worker's own then, and no pages of a file that all share",
+        "weights of large linear layers in the order of a CPU's kernels, where it has AVX2 or AVX-512: faster; but"
+        " they are each worker's own then, and no pages of a file that all share",
         True,
         (*CLASSIFIERS, *EMBEDDERS, *RANKERS, *ZERO_SHOT, *TAGGERS, *READERS, *MASKED, *GENERATION),
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_left, bisect_right
-from collections.abc import Set
+from collections.abc import Callable, Set
 from functools import lru_cache
 
 import torch
@@ -20,10 +20,12 @@ from torch.nn import functional
 SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # rows that there are kernels for
 FEW = 64  # rows that are filled up to the next size; of more, a second kernel takes what is over
 FILLED = 1.1  # or they are filled up to no more than this
+CPUS = ("AVX2", "AVX512")  # as torch calls them, for which it was measured
 LEAST = 1 << 17  # numbers in a weight: of smaller ones a call costs as much as before, or more
 CAPACITY = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"  # entries that oneDNN keeps; it reads this when it makes the first
 ENTRIES = 2  # for one kernel: its own and that of the multiplication in it
 
+Multiply = Callable[[torch.Tensor], torch.Tensor]  # (rows, any) -> (rows, width)
 KERNEL = torch.ops.mkldnn._linear_pointwise.default  # what torch.compile makes of linear layers
 
 
@@ -33,28 +35,36 @@ class PrepackedLinear(nn.Linear):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """(..., in_features) -> (..., out_features)."""
         rows = input.reshape(-1, self.in_features)
-        sizes = in_sizes(len(rows))
-        if len(sizes) == 1:
-            out = self._few(rows, *sizes)
-        else:
-            out, start = rows.new_empty(len(rows), self.out_features), 0
-            for size in sizes:
-                out[start : start + size] = self._few(rows[start : start + size], size)
-                start += size
+        out = through_sizes(rows, self.out_features, self._multiply)
         return out.view(*input.shape[:-1], self.out_features)
 
-    def _few(self, rows: torch.Tensor, size: int) -> torch.Tensor:
-        missing = size - len(rows)
-        whole = functional.pad(rows, (0, 0, 0, missing)) if missing else rows
-        out: torch.Tensor = KERNEL(whole, self.weight, self.bias, "none", [], "")
-        return out[: len(rows)] if missing else out
+    def _multiply(self, rows: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = KERNEL(rows, self.weight, self.bias, "none", [], "")
+        return out
+
+
+def through_sizes(rows: torch.Tensor, width: int, multiply: Multiply) -> torch.Tensor:
+    """(rows, any) -> (rows, width), by what multiplies as many rows as there are kernels for."""
+    sizes = in_sizes(len(rows))
+    if len(sizes) == 1:
+        return _filled(rows, *sizes, multiply)
+    out, start = rows.new_empty(len(rows), width), 0
+    for size in sizes:
+        out[start : start + size] = _filled(rows[start : start + size], size, multiply)
+        start += size
+    return out
+
+
+def _filled(rows: torch.Tensor, size: int, multiply: Multiply) -> torch.Tensor:
+    missing = size - len(rows)
+    return multiply(functional.pad(rows, (0, 0, 0, missing)))[: len(rows)] if missing else multiply(rows)
 
 
 def prepack(model: nn.Module, threads: Set[int]) -> int:
     """Has a model's larger linear layers prepacked, in place, and makes their kernels; how many there are.
 
-    Only for AVX-512: elsewhere it was not measured. A weight that other modules share, as embeddings do with an
-    output layer, stays as it was for them.
+    Only where it was measured. A weight that other modules share, as embeddings do with an output layer, stays as
+    it was for them.
 
     Args:
         model: on its device.
@@ -80,11 +90,12 @@ def prepack(model: nn.Module, threads: Set[int]) -> int:
 
 
 def _is_worth_it(weight: torch.Tensor) -> bool:
-    at_home = weight.device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX512"
-    return at_home and weight.numel() >= LEAST and _has_kernels(weight.dtype)
+    at_home = weight.device.type == "cpu" and torch.backends.cpu.get_cpu_capability() in CPUS
+    return at_home and weight.numel() >= LEAST and has_kernels(weight.dtype)
 
 
-def _has_kernels(dtype: torch.dtype) -> bool:
+def has_kernels(dtype: torch.dtype) -> bool:
+    """Whether this CPU has some for such weights."""
     if dtype == torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     if dtype == torch.float16:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Awaitable, Callable, Collection
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ import transformers
 from handler import devices
 from handler.config import ModelConfig
 from handler.errors import LoadError
+from handler.generation import vllm_cpu
 from handler.generation.application import Application, Asgi, note_accepted
 from handler.generation.engine import Engine, Load
 from handler.generation.guard import guard
@@ -68,7 +70,7 @@ def build(directory: Path, config: ModelConfig, device: torch.device, name: str)
     check_directory(directory)
     os.environ |= {key: value for key, value in ENVIRONMENT.items() if key not in os.environ}
     os.environ.pop("VLLM_API_KEY", None)  # keys are a gateway's; no client could give this one
-    devices.bound_kernels()  # of which each number of tokens in a step has its own: some 200 MB of vLLM's worker
+    devices.bound_kernels()  # of which each number of tokens in a step may have its own: some 200 MB
     if device.type == "cuda":
         _choose_gpus(config, device)
     level = logging.getLogger().level
@@ -85,6 +87,9 @@ def build(directory: Path, config: ModelConfig, device: torch.device, name: str)
         # One place more than there are adapters, which stays empty: requests without one get what has the last
         # place from vLLM's kernels for CPUs, as their index is -1 (vllm/lora/ops/torch_ops/lora_ops.py:31).
         arguments.max_loras = max(arguments.max_loras, len(arguments.lora_modules) + 1)
+    cores: AbstractContextManager[None] = nullcontext()
+    if device.type == "cpu" and vllm_cpu.in_one_process(arguments):
+        cores = vllm_cpu.threads(config.server.maxWorkers, config.handler.threads)
     client: Any = None
     tasks: Collection[str] = ()
     living = entry.build_async_engine_client(arguments)
@@ -93,7 +98,8 @@ def build(directory: Path, config: ModelConfig, device: torch.device, name: str)
 
     async def make() -> Asgi:
         nonlocal client, tasks
-        engine = client = await living.__aenter__()
+        with cores:
+            engine = client = await living.__aenter__()
         client.add_request = _noting(client.add_request)
         tasks = await engine.get_supported_tasks()
         app = entry.build_app(arguments, tasks, engine.model_config)

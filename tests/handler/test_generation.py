@@ -815,7 +815,7 @@ def test_an_engines_error_is_of_bounded_length():
     ("frontend_does", "busy"),
     [
         ("child.wait()", False),
-        # Not by asking after the child: waitpid(2) calls its thread asleep for a moment also where it does not wait.
+        # Not by asking after the child: waitpid(2) calls a thread asleep for a moment that does not wait.
         ("end = lambda: os._exit(child.wait())\nthreading.Thread(target=end).start()\nwhile True: pass", True),
     ],
 )

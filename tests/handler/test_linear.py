@@ -14,7 +14,7 @@ from handler.linear import SIZES, PrepackedLinear, in_sizes, prepack
 from tests.support import frames, onednn, reference, tiny_models, worker
 
 pytestmark = pytest.mark.skipif(
-    torch.backends.cpu.get_cpu_capability() != "AVX512", reason="weights are prepacked for AVX-512"
+    torch.backends.cpu.get_cpu_capability() not in linear.CPUS, reason=f"weights are prepacked for {linear.CPUS}"
 )
 WIDE = 512  # of a layer, both ways: 262,144 numbers
 THREADS = {torch.get_num_threads()}
@@ -61,6 +61,8 @@ def layers(dtype=torch.float32, bias=True):
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(("dtype", "least"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
 def test_every_number_of_rows_is_as_torch_has_it(dtype, least, bias):
+    if not linear.has_kernels(dtype):
+        pytest.skip(f"this CPU has no kernels for {dtype}")
     own, packed = layers(dtype, bias)
     with torch.inference_mode():
         for rows in ROWS:
