@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from handler.generation.openai_protocol import Document
+from handler.generation.openai_protocol import Document, Stream, event_of
 from handler.generation.sampling import Told
 
 UNREADABLE = "\ufffd"
@@ -21,10 +22,62 @@ def with_logprobs(answer: Document, told: Sequence[Told], tokenizer: Any) -> Doc
 
     They are those that its usage counts: what ends the answer is among them, a string of `stop` too.
     """
+    return _told(answer, told[: answer["usage"]["completion_tokens"]], tokenizer, 0)
+
+
+def _told(answer: Document, told: Sequence[Told], tokenizer: Any, offset: int) -> Document:
+    """An answer, or an event, of one choice; the characters before it are what a completion's count from."""
     [choice] = answer["choices"]
-    told = told[: answer["usage"]["completion_tokens"]]
-    shape = _of_completion if "text" in choice else _of_chat
-    return {**answer, "choices": [{**choice, "logprobs": shape(told, tokenizer)}]}
+    logprobs = _of_completion(told, tokenizer, offset) if "text" in choice else _of_chat(told, tokenizer)
+    return {**answer, "choices": [{**choice, "logprobs": logprobs}]}
+
+
+@dataclass
+class Counted:
+    """How many tokens had been taken when each piece of a stream's text was put into its queue, in order.
+
+    Args:
+        queue: the stream's, an asyncio.Queue.
+        streamer: puts them there, and counts (CBStreamer.total_tokens).
+    """
+
+    queue: Any
+    streamer: Any
+    counts: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.counts += [0] * self.queue.qsize()
+        put, self.queue.put_nowait = self.queue.put_nowait, self._put
+        self._put_nowait = put
+
+    def _put(self, item: Any) -> None:
+        self.counts.append(self.streamer.total_tokens)
+        self._put_nowait(item)
+
+
+async def alongside(
+    pieces: AsyncIterable[str], told: Sequence[Told], counted: Counted, tokenizer: Any
+) -> AsyncIterator[str]:
+    """The events of a stream of one choice, each with how likely the tokens were that it has.
+
+    What ends the answer is in the last.
+    """
+    event_number, given, offset = 0, 0, 0  # which comes next; tokens that were told of, and their characters
+
+    def tell(chunk: Document, event: bytes) -> bytes:
+        nonlocal event_number, given, offset
+        if "error" in chunk or "role" in chunk["choices"][0].get("delta", ()):
+            return event
+        until = counted.counts[event_number] if "usage" not in chunk else chunk["usage"]["completion_tokens"]
+        some, given, event_number = told[given:until], max(given, until), event_number + 1
+        if not some:
+            return event
+        start, offset = offset, offset + sum(len(_said(one.token, tokenizer)[0]) for one in some)
+        return event_of(_told(chunk, some, tokenizer, start))
+
+    events = Stream(tell)
+    async for piece in pieces:
+        yield events.piece(piece.encode(), last=False).decode()
 
 
 def _of_chat(told: Sequence[Told], tokenizer: Any) -> Document:
@@ -39,7 +92,7 @@ def _of_chat(told: Sequence[Told], tokenizer: Any) -> Document:
     }
 
 
-def _of_completion(told: Sequence[Told], tokenizer: Any) -> Document:
+def _of_completion(told: Sequence[Told], tokenizer: Any, offset: int) -> Document:
     def name(token: int) -> str:
         text, content = _said(token, tokenizer)
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in content) if UNREADABLE in text else text
@@ -52,7 +105,7 @@ def _of_completion(told: Sequence[Told], tokenizer: Any) -> Document:
             {name(token): logprob for token, logprob in (*one.tops, (one.token, one.logprob))}
             for one in told
         ],
-        "text_offset": [0, *accumulate(len(_said(one.token, tokenizer)[0]) for one in told)][: len(told)],
+        "text_offset": [*accumulate((len(_said(one.token, tokenizer)[0]) for one in told), initial=offset)][:-1],
     }
 
 

@@ -8,7 +8,7 @@ small model takes. Here what is greedy costs nothing, and on a CPU only what is 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,7 +26,7 @@ ROWS = (*FLOATS, "top_k", "place")  # of the engine's int32 table, a column for 
 
 @dataclass(frozen=True)
 class Told:
-    """How likely the model held a token, before its request's temperature, limits and penalties."""
+    """How likely the model held a token, before its request's temperature, limits, bias and penalties."""
 
     token: int
     logprob: float
@@ -49,6 +49,7 @@ class Sampling:
     top_p: float = 1.0
     min_p: float = 0.0  # times the likeliest's chance
     repetition: float = 1.0  # over 1: against what the prompt has or was said, as `generate` has it
+    bias: Mapping[int, float] = field(default_factory=dict)  # token -> what is added to its score
     presence: float = 0.0  # over 0: against what was said at all
     frequency: float = 0.0  # over 0: against what was said often
     random: random.Random = field(default_factory=random.Random, compare=False)  # one number for each token
@@ -86,18 +87,19 @@ class Sampler:
     tensors_required = len(ROWS)
 
     def __init__(self, vocabulary: int, requests: int, device: torch.device) -> None:
-        self.draws = self.penalizes = self.tells = False  # whether any request of this step does
+        self.draws = self.biases = self.penalizes = self.tells = False  # whether any request of this step does
         self._said = Said(requests, vocabulary, device)
         self._asked: Sequence[Sampling] = ()  # of this step, a row each
         self._taken = torch.empty(0)
         # (requests, …) float32, made when the first comes that wants it; CUDA graphs count on its place.
         self._numbers = torch.empty(0)
-        self._shape, self._device = (requests, WHICH.stop), device
+        self._bias = torch.empty(0)  # (requests, vocabulary) float32, and so is this
+        self._requests, self._vocabulary, self._device = requests, vocabulary, device
 
     @property
-    def kind(self) -> tuple[bool, bool, bool]:
+    def kind(self) -> tuple[bool, ...]:
         """Of the step; one of another kind is another graph."""
-        return self.draws, self.penalizes, self.tells
+        return self.draws, self.biases, self.penalizes, self.tells
 
     def check_kwargs(self, kwargs: Any) -> None:
         """Nothing: they are this module's own."""
@@ -112,10 +114,13 @@ class Sampler:
         asked = [state.logit_processor_kwargs.get("sampling", WARMING) for state in states]
         self._asked = asked
         self.draws = any(one.draws for one in asked)
+        self.biases = any(one.bias for one in asked)
         self.penalizes = any(one.penalizes for one in asked)
         self.tells = any(one.tops is not None for one in asked)
         if self.tells and not len(self._numbers):
-            self._numbers = torch.zeros(self._shape, device=self._device)
+            self._numbers = torch.zeros((self._requests, WHICH.stop), device=self._device)
+        if self.biases:
+            self._write_biases(asked)
         judged = [state if one.penalizes else None for state, one in zip(states, asked, strict=True)]
         places = self._said.read(judged) if self.penalizes else [0] * len(states)
         arg_storage[:, : len(states)] = torch.from_numpy(_columns(asked, places))
@@ -133,7 +138,8 @@ class Sampler:
             The scores.
         """
         asked = Asked.of(table[:, : len(scores)])
-        judged = self._said.penalized(scores, asked) if self.penalizes else scores
+        judged = scores + self._bias[: len(scores)] if self.biases else scores
+        judged = self._said.penalized(judged, asked) if self.penalizes else judged
         finite = judged.amax(-1).isfinite()
         taken = judged.argmax(-1)
         if self.draws:
@@ -147,6 +153,16 @@ class Sampler:
     def write(self, scores: torch.Tensor, output_ids: torch.Tensor) -> None:
         """In place of the engine's `_sample`: the tokens taken into (1, …) int32."""
         output_ids[0, : len(self._taken)].copy_(self._taken)
+
+    def _write_biases(self, asked: Sequence[Sampling]) -> None:
+        """A row for each request of the step."""
+        if not len(self._bias):
+            self._bias = torch.zeros((self._requests, self._vocabulary), device=self._device)
+        self._bias[: len(asked)] = 0
+        entries = [(row, *entry) for row, one in enumerate(asked) for entry in one.bias.items()]
+        rows, tokens, values = zip(*entries, strict=True)
+        places = torch.tensor([rows, tokens], device=self._device)
+        self._bias[places[0], places[1]] = torch.tensor(values, device=self._device)
 
     def _measure(self, scores: torch.Tensor, taken: torch.Tensor) -> None:
         """Notes how likely the tokens are that were taken, and the likeliest."""

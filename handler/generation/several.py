@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Sequence
+from functools import partial
 from typing import Any
 
-from handler.generation.openai_protocol import Document
+from handler.generation.openai_protocol import Document, Stream, event_of
 
 
 def each_alone(body: Document) -> list[Document]:
@@ -40,7 +41,60 @@ async def all_of(answers: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
 def together(answers: Sequence[Document], n: int) -> Document:
     """Their answers as one: a prompt's tokens count once, however many answers it has."""
     choices = [{**answer["choices"][0], "index": index} for index, answer in enumerate(answers)]
-    read = sum(answer["usage"]["prompt_tokens"] for answer in answers[::n])
-    said = sum(answer["usage"]["completion_tokens"] for answer in answers)
-    usage = {"prompt_tokens": read, "completion_tokens": said, "total_tokens": read + said}
-    return {**answers[0], "choices": choices, "usage": usage}
+    return {**answers[0], "choices": choices, "usage": _usage([answer["usage"] for answer in answers], n)}
+
+
+def _usage(usages: Sequence[Document], n: int) -> Document:
+    read = sum(usage["prompt_tokens"] for usage in usages[::n])
+    said = sum(usage["completion_tokens"] for usage in usages)
+    return {"prompt_tokens": read, "completion_tokens": said, "total_tokens": read + said}
+
+
+async def interleaved(streams: Sequence[AsyncIterable[str]], n: int, name: str) -> AsyncIterator[bytes]:
+    """The events of their streams as one stream's, as they come; its last event has the usage of all.
+
+    Where one fails that is the last event, and the others end.
+
+    Args:
+        streams: of one choice each.
+        n: answers to each prompt.
+        name: the request's.
+    """
+    arrived: asyncio.Queue[tuple[int, bytes | None]] = asyncio.Queue()  # None: it has ended
+    ended: list[Document] = [{} for _ in streams]  # each one's last event
+    failed = False
+
+    async def read(index: int, stream: AsyncIterable[str]) -> None:
+        try:
+            async for piece in stream:
+                arrived.put_nowait((index, piece.encode()))
+        finally:
+            arrived.put_nowait((index, None))
+
+    def tell(index: int, chunk: Document, event: bytes) -> bytes:
+        nonlocal failed
+        if "error" in chunk:
+            failed = True
+            return event
+        if "usage" in chunk:
+            ended[index] = {**chunk}
+            del chunk["usage"]
+        return event_of({**chunk, "id": name, "choices": [{**one, "index": index} for one in chunk["choices"]]})
+
+    events = [Stream(partial(tell, index)) for index in range(len(streams))]
+    reading = [asyncio.ensure_future(read(index, stream)) for index, stream in enumerate(streams)]
+    try:
+        left = len(streams)
+        while left and not failed:
+            index, piece = await arrived.get()
+            if piece is None:
+                left -= 1
+                await reading[index]
+            else:
+                yield events[index].piece(piece, last=False)
+        if not failed:
+            usage = _usage([last["usage"] for last in ended], n)
+            yield event_of({**ended[0], "id": name, "choices": [], "usage": usage})
+    finally:
+        for one in reading:
+            one.cancel()

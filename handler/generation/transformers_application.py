@@ -9,7 +9,9 @@ import asyncio
 import functools
 import inspect
 import uuid
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from typing import Any, get_type_hints
 
@@ -17,21 +19,21 @@ import orjson
 
 from handler.errors import MAX_MESSAGE
 from handler.generation.application import Asgi, Event
-from handler.generation.logprobs import with_logprobs
+from handler.generation.logprobs import alongside, with_logprobs
 from handler.generation.openai_protocol import CHAT, COMPLETIONS, Document, Stream, as_whole
 from handler.generation.openai_requests import DRAWN
 from handler.generation.sampling import MOST_TOPS
-from handler.generation.several import all_of, each_alone, together
+from handler.generation.several import all_of, each_alone, interleaved, together
 from handler.generation.tool_calls import forgive
 from handler.protocols.openai_embeddings import error_document
 
-MOST_STOPS = 16
+MOST_STOPS, MOST_BIAS = 16, 100
 # Bytes of a request from which it is read in a thread: a megabyte's tokens take half a second, in which the loop
 # would carry nobody's.
 LONG = 16_384
 READER = ThreadPoolExecutor(1, "reader")
 # Of sampling: the application takes a frequency's penalty for another one, and a seed for everybody's.
-OWN = ("frequency_penalty", "min_p", "presence_penalty", "repetition_penalty", "seed")
+OWN = ("frequency_penalty", "logit_bias", "min_p", "presence_penalty", "repetition_penalty", "seed")
 # What the application takes and leaves undone: its own UNUSED_… fields, and what continuous batching drops.
 NOT_DONE = frozenset(
     (
@@ -41,7 +43,6 @@ NOT_DONE = frozenset(
         "function_call",
         "functions",
         "generation_config",
-        "logit_bias",
         "metadata",
         "modalities",
         "moderation",
@@ -140,7 +141,7 @@ class _Models:
 def _handlers(name: str, model: Any, tokenizer: Any, state: _State) -> tuple[Any, Any]:
     """The application's two handlers, with this model, and strict."""
     from fastapi import HTTPException  # noqa: PLC0415
-    from fastapi.responses import JSONResponse  # noqa: PLC0415
+    from fastapi.responses import JSONResponse, StreamingResponse  # noqa: PLC0415
     from transformers.cli.serving import chat_completion, completion  # noqa: PLC0415
 
     class Strict:
@@ -151,21 +152,34 @@ def _handlers(name: str, model: Any, tokenizer: Any, state: _State) -> tuple[Any
         async def handle_request(self, body: dict[str, Any], request_id: str) -> Any:
             asked, long = each_alone(body), len(orjson.dumps(body)) >= LONG
             if len(asked) == 1:
-                return await self._answer(asked[0], request_id, long)
+                return await (await self._read(asked[0], request_id, long))()
+            names = [f"{request_id}-{at}" for at in range(len(asked))]
+            answers = await all_of([self._read(one, name, long) for one, name in zip(asked, names, strict=True)])
             if body.get("stream"):
-                raise HTTPException(400, "stream: the transformers engine streams one answer at a time")
-            answers = await all_of([self._answer(one, f"{request_id}-{at}", long) for at, one in enumerate(asked)])
-            answered = together([orjson.loads(one.body) for one in answers], body.get("n", 1))
-            return JSONResponse({**answered, "id": request_id})
+                streams = await self._begun(answers, names)
+                events = interleaved(streams, body.get("n", 1), request_id)
+                return StreamingResponse(events, media_type="text/event-stream")
+            answered = [orjson.loads(one.body) for one in await all_of([answer() for answer in answers])]
+            return JSONResponse({**together(answered, body.get("n", 1)), "id": request_id})
 
-        async def _answer(self, body: dict[str, Any], request_id: str, long: bool) -> Any:
-            """Reads a request, which waits for nothing, and answers it; what is long is read beside the loop."""
+        async def _read(self, body: dict[str, Any], request_id: str, long: bool) -> Any:
+            """Reads a request, which waits for nothing, and gives what answers it; a long one beside the loop."""
             reading = super().handle_request(body, request_id)  # type: ignore[misc]
             if long:
-                answer = await asyncio.get_running_loop().run_in_executor(READER, _result, reading)
-            else:
-                answer = await reading
-            return await answer()
+                return await asyncio.get_running_loop().run_in_executor(READER, _result, reading)
+            return await reading
+
+        async def _begun(self, answers: Sequence[Any], names: Sequence[str]) -> list[Any]:
+            """The streams of all, or of none, where one is refused."""
+            streams: list[Any] = []
+            try:
+                for answer in answers:
+                    streams.append((await answer()).body_iterator)
+            except HTTPException:
+                for begun in names[: len(streams)]:
+                    state.manager.cancel(begun)
+                raise
+            return streams
 
         def _validate_request(self, body: dict[str, Any]) -> None:
             if "prompt" in body and not isinstance(body["prompt"], str):
@@ -173,8 +187,6 @@ def _handlers(name: str, model: Any, tokenizer: Any, state: _State) -> tuple[Any
             if (most := body.pop("max_completion_tokens", None)) is not None:  # a name that it does not know
                 body["max_tokens"] = most
             body.pop("stream_options", None)  # usage always comes with the last chunk
-            if body.get("stream") and _tops(body) is not None:
-                raise HTTPException(400, "logprobs: the transformers engine tells them of whole answers only")
             super()._validate_request(body)  # type: ignore[misc]
 
         def _resolve_model(self, body: dict[str, Any]) -> tuple[str, Any, Any]:
@@ -187,6 +199,7 @@ def _handlers(name: str, model: Any, tokenizer: Any, state: _State) -> tuple[Any
                 if body.get(field) is not None:
                     setattr(asked, field, body[field])
             asked.tops = _tops(body)
+            asked.bias = _bias(body.get("logit_bias"), model.config.get_text_config().vocab_size)
             asked.max_new_tokens = body.get("max_tokens")
             asked.stop_strings = _stop_strings(asked.stop_strings)  # or those of the model's own configuration
             if any(body.get(field) is not None for field in DRAWN):
@@ -195,14 +208,19 @@ def _handlers(name: str, model: Any, tokenizer: Any, state: _State) -> tuple[Any
             return asked
 
         def _streaming(self, *arguments: Any, **named: Any) -> Any:
-            """Not yet: what `_answer` does once the request is read; and so the next."""
+            """Not yet: what is done once the request is read; and so the next."""
             return partial(self._stream, *arguments, **named)
 
         async def _non_streaming(self, *arguments: Any, **named: Any) -> Any:
             return partial(self._whole, *arguments, **named)
 
         async def _stream(self, *arguments: Any, **named: Any) -> Any:
-            return super()._streaming(*arguments, **named)  # type: ignore[misc]
+            answer, asked = super()._streaming(*arguments, **named), arguments[5]  # type: ignore[misc]
+            if asked.tops is not None:
+                answer.body_iterator = alongside(
+                    answer.body_iterator, asked.sampling.told, asked.counted, tokenizer
+                )
+            return answer
 
         async def _whole(self, *arguments: Any, **named: Any) -> Any:
             asked = arguments[5]  # the generation config
@@ -328,6 +346,22 @@ def _tops(body: dict[str, Any]) -> int | None:
         name = "top_logprobs" if "messages" in body else "logprobs"
         raise HTTPException(400, f"{name}: expected a whole number from 0 to {MOST_TOPS}")
     return int(tops)
+
+
+def _bias(asked: Any, vocabulary: int) -> dict[int, float]:
+    """Token -> what is added to its score. Raises HTTPException."""
+    from fastapi import HTTPException  # noqa: PLC0415
+
+    bias: dict[int, float] = {}
+    with suppress(OverflowError, ValueError):
+        if isinstance(asked, dict):
+            numbers = {token: value for token, value in asked.items() if type(value) in (int, float)}
+            bias = {int(token): float(value) for token, value in numbers.items()}
+    fits = all(0 <= token < vocabulary and abs(value) <= MOST_BIAS for token, value in bias.items())
+    if asked is not None and not (fits and isinstance(asked, dict) and len(bias) == len(asked)):
+        what = f"tokens from 0 to {vocabulary - 1} and numbers from -{MOST_BIAS} to {MOST_BIAS}"
+        raise HTTPException(400, f"logit_bias: expected an object of {what}")
+    return bias
 
 
 def _stop_strings(stop: Any) -> list[str] | None:

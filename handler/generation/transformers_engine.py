@@ -26,6 +26,7 @@ from handler.errors import LoadError
 from handler.generation.application import Application, Asgi, note_accepted
 from handler.generation.attention import attend_by_request, plan_steps
 from handler.generation.engine import Engine, Load
+from handler.generation.logprobs import Counted
 from handler.generation.sampling import NO_TOKEN, Sampler, Sampling
 from handler.generation.stopping import Until
 from handler.generation.tool_calls import Forgiving
@@ -188,6 +189,10 @@ def _manager(model: Any, config: HandlerConfig, most: int) -> Any:
         def _add_sampled(self, *arguments: Any, **options: Any) -> Any:
             return self._add(*arguments, **options, sampling=self._sampling)
 
+        def cancel(self, request_id: str) -> None:
+            """Ends a request that nobody reads yet."""
+            self._cb.cancel_request(request_id)
+
         def _cancel_whole(self, request_id: str) -> None:
             """Its own leaves behind who was to be told of the output, with all of the stream."""
             with self._router._lock:
@@ -208,6 +213,8 @@ def _manager(model: Any, config: HandlerConfig, most: int) -> Any:
                 more["response_parser"] = Forgiving(response_parser)
             with self._router._lock:  # it says whom to tell only after it has added the request
                 queue, streamer = super().generate_streaming(model, processor, inputs, gen_config, **more)
+                if gen_config.tops is not None:
+                    gen_config.counted = Counted(queue, streamer)
                 if gen_config.stop_strings:
                     streamer._queue = Until(queue, gen_config.stop_strings, partial(_end, streamer, gen_config))
             return queue, streamer
@@ -314,7 +321,7 @@ def take_by(sampler: Sampler, processor: Any) -> None:
 def kept_graphs(sampler: Sampler, most: int = KEPT_GRAPHS) -> Any:
     """The engine's store of graphs, which would keep all that were ever made, with those used last only.
 
-    A step in which nobody draws, penalizes or wants logprobs has a graph without that.
+    A step in which nobody draws, has a bias, penalizes or wants logprobs has a graph without that.
     """
     from transformers.generation.continuous_batching.utils import CudaGraphBuffer  # noqa: PLC0415
 
@@ -358,6 +365,7 @@ def _sampling(asked: GenerationConfig, vocabulary: int) -> Sampling:
         repetition=float(asked.repetition_penalty or 1.0),
         presence=float(getattr(asked, "presence_penalty", None) or 0.0),
         frequency=float(getattr(asked, "frequency_penalty", None) or 0.0),
+        bias=asked.bias,
         tops=asked.tops,
     )
     temperature = float(asked.temperature if asked.temperature is not None else 1.0)

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from openai.types import Completion
-from openai.types.chat import ChatCompletion
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from handler.generation import logprobs as logprobs_of
@@ -168,7 +168,7 @@ def test_graphs_that_were_used_last_are_kept():
     kept.set_graph((2,), graphs[2])
     assert gone == [graphs[1]] and kept.get_graph((1,)) is None
     assert kept.get_graph((0,)) is graphs[0] and kept.get_graph((2,)) is graphs[2]
-    sampler.kind = (True, False, False)  # of a step in which somebody draws
+    sampler.kind = (True, False, False, False)  # of a step in which somebody draws
     assert kept.get_graph((2,)) is None
     kept.set_graph((2,), graphs[3])
     assert kept.get_graph((2,)) is graphs[3] and gone == [graphs[1], graphs[0]]
@@ -243,6 +243,36 @@ def test_presence_and_frequency_take_something_off(frontend, model):
             said.append(int(scores.argmax()))
         answered = frontend.ask({"prompt": PROMPTS[0], "max_tokens": NEW, **asked}, COMPLETIONS).document
         assert whole(answered["choices"][0]["text"]) == whole(tokenizer.decode(said, skip_special_tokens=True))
+
+
+def test_a_bias_is_added_to_its_tokens_scores(frontend, model):
+    """Held against scores that are judged by hand, in a crowd that has none, and others."""
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    loaded = AutoModelForCausalLM.from_pretrained(model).eval()
+    given = tokenizer(PROMPTS[0], add_special_tokens=False)["input_ids"]
+    plain = tokenizer(generated(model, PROMPTS[0], NEW, chat=False)[0], add_special_tokens=False)["input_ids"]
+    biases = [{plain[0]: -100}, {plain[1]: 4.5, plain[2]: -7}, {}, {plain[3]: -1.5, plain[0]: 100}]
+    asked = {"prompt": PROMPTS[0], "max_tokens": NEW, "frequency_penalty": 0.5}
+    clients = [
+        frontend.post({**asked, "logit_bias": {str(token): value for token, value in bias.items()}}, COMPLETIONS)
+        for bias in biases
+    ]
+    frontend.run()
+    found = [whole(client.document["choices"][0]["text"]) for client in clients]
+    for bias, text in zip(biases, found, strict=True):
+        said: list[int] = []
+        while len(said) < NEW and tokenizer.sep_token_id not in said:
+            with torch.inference_mode():
+                scores = loaded(torch.tensor([given + said])).logits[0, -1]
+            scores = scores.clone()
+            for token in {*bias, *said}:
+                scores[token] += bias.get(token, 0) - 0.5 * said.count(token)
+            said.append(int(scores.argmax()))
+        assert text == whole(tokenizer.decode(said, skip_special_tokens=True))
+    assert len(set(found)) == len(biases)
+    drawn = {**asked, "temperature": 2, "logit_bias": {str(plain[0]): 100}, "frequency_penalty": 0}
+    one = frontend.ask({**drawn, "max_tokens": 1}, COMPLETIONS).document
+    assert one["choices"][0]["text"] == tokenizer.decode([plain[0]])
 
 
 @pytest.fixture(scope="module")
@@ -350,7 +380,33 @@ def test_how_likely_a_chats_answer_is(frontend, logprobs, tops):
         (COMPLETIONS, {"prompt": "a", "repetition_penalty": 0}, 400, "repetition_penalty: expected a number from"),
         (COMPLETIONS, {"prompt": "a", "min_p": 2}, 400, "min_p: expected a number from 0 to 1"),
         (COMPLETIONS, {"prompt": "a", "seed": True}, 400, "seed: expected a whole number"),
-        (COMPLETIONS, {"prompt": "a", "logit_bias": {"5": 1}}, 400, "logit_bias: this engine does not do this"),
+        *(
+            (
+                COMPLETIONS,
+                {"prompt": "a", "logit_bias": bias},
+                400,
+                "logit_bias: expected an object of tokens from 0",
+            )
+            for bias in (
+                [],
+                5,
+                "5",
+                {"5": 101},
+                {"-1": 1},
+                {"a": 1},
+                {"5": "1"},
+                {"5": True},
+                {"5": None},
+                {"1e9": 1},
+            )
+        ),
+        (
+            COMPLETIONS,
+            {"prompt": "a", "logit_bias": {str(10**7): 1}},
+            400,
+            "logit_bias: expected an object of tokens",
+        ),
+        (COMPLETIONS, {"prompt": "a", "logit_bias": {"5": 1, "05": 1}}, 400, "logit_bias: expected an object"),
         (CHAT, {"messages": [{"role": "user", "content": "a"}], "stop": 5}, 400, "stop: expected a string, or"),
         (CHAT, {"messages": [{"role": "user", "content": "a"}], "stop": ["a", 5]}, 400, "a list of strings"),
         (COMPLETIONS, {"prompt": "a", "stop": ["a"] * 17}, 400, "stop: 17 strings; the limit is 16"),
@@ -373,7 +429,6 @@ def test_how_likely_a_chats_answer_is(frontend, logprobs, tops):
         (CHAT, {"messages": [{"role": "user", "content": "a"}], "temperature": 3}, 400, "temperature"),
         (CHAT, {"messages": [{"role": "user", "content": "a"}], "max_tokens": 0}, 400, "max_tokens"),
         (CHAT, {"messages": [{"role": "user", "content": "a"}], "n": 65}, 400, "at most"),
-        (CHAT, {"messages": [{"role": "user", "content": "a"}], "n": 2, "stream": True}, 400, "one answer at a"),
         (CHAT, {"messages": [{"role": "user", "content": "a"}], "wrong": 2}, 400, "wrong: this engine"),
         (CHAT, {"messages": [{"role": "user", "content": "a"}], "model": "other"}, 404, "only tiny, org/tiny"),
         (CHAT, {"messages": [{"role": "user", "content": "a"}], "max_tokens": 65}, 400, "the limit is 64"),
@@ -390,10 +445,11 @@ def test_how_likely_a_chats_answer_is(frontend, logprobs, tops):
         (COMPLETIONS, {"prompt": []}, 400, "the prompt has no tokens"),
         (COMPLETIONS, {"prompt": [[]]}, 400, "the prompt has no tokens"),
         (COMPLETIONS, {"prompt": [5] * 600}, 400, "the model reads at most 512"),
-        (COMPLETIONS, {"prompt": ["a", "b"], "stream": True}, 400, "one answer at a time"),
+        (COMPLETIONS, {"prompt": ["a", [5] * 600], "stream": True}, 400, "the model reads at most 512"),
+        (COMPLETIONS, {"prompt": ["a", [-1]], "stream": True}, 400, "tokens from 0 to "),
         (COMPLETIONS, {"prompt": "a", "logprobs": 21}, 400, "logprobs: expected a whole number from 0 to 20"),
         (COMPLETIONS, {"prompt": "a", "logprobs": True}, 400, "logprobs: expected a whole number"),
-        (COMPLETIONS, {"prompt": "a", "logprobs": 1, "stream": True}, 400, "of whole answers only"),
+        (COMPLETIONS, {"prompt": "a", "logprobs": True, "stream": True}, 400, "logprobs: expected a whole number"),
         (CHAT, {"messages": [{"role": "user", "content": "a"}], "logprobs": 1}, 400, "logprobs: expected true"),
         (CHAT, {"messages": [{"role": "user", "content": "a"}], "top_logprobs": 2}, 400, "top_logprobs: expected"),
         (
@@ -507,6 +563,64 @@ def test_several_prompts_and_several_answers(frontend, alone, more):
     drawn = frontend.ask(asked, CHAT).document
     assert len({choice["message"]["content"] for choice in drawn["choices"]}) > 1 and len(drawn["choices"]) == 8
     assert drawn["usage"]["prompt_tokens"] == alone(PROMPTS[0])[1]
+
+
+@pytest.mark.parametrize("more", [{}, {"stop": "never said"}, {"logprobs": 1}])
+def test_streams_of_several_prompts_and_answers_are_one(frontend, alone, more):
+    prompts = [PROMPTS[0], PROMPTS[1]]
+    asked = {"prompt": prompts, "n": 2, "max_tokens": NEW, "temperature": 0, "stream": True, **more}
+    *chunks, last, done = frontend.ask({**asked, "stream_options": {"include_usage": True}}, COMPLETIONS).events
+    whole_one = frontend.ask({**asked, "stream": False}, COMPLETIONS).document
+    assert (done, last["choices"], last["usage"]) == ("[DONE]", [], whole_one["usage"])
+    assert len({chunk["id"] for chunk in (*chunks, last)}) == 1
+    said = [choice for chunk in chunks for choice in chunk["choices"]]
+    for index, (choice, wanted) in enumerate(zip(whole_one["choices"], (0, 0, 1, 1), strict=True)):
+        mine = [one for one in said if one["index"] == index]
+        assert whole("".join(one["text"] for one in mine)) == whole(choice["text"])
+        assert whole(choice["text"]) == whole(alone(prompts[wanted], chat=False)[0])
+        assert [one["finish_reason"] for one in mine] == [None] * (len(mine) - 1) + [choice["finish_reason"]]
+        if "logprobs" in more:
+            assert [x for one in mine for x in (one.get("logprobs") or {}).get("tokens", [])] == choice[
+                "logprobs"
+            ]["tokens"]
+    plain = frontend.ask(asked, COMPLETIONS).events
+    assert all("usage" not in event for event in plain[:-1]) and plain[-1] == "[DONE]"
+
+
+def test_a_stream_of_several_chats_that_is_left_frees_them(service, frontend):
+    client = frontend.post({"messages": messages("a"), "n": 3, "max_tokens": 64, "stream": True}, CHAT)
+    while not client.pieces:
+        frontend.round()
+    assert {choice["index"] for event in client.events for choice in event["choices"]} == {0, 1, 2}
+    frontend.leave(client)
+    while frontend.live:
+        frontend.round()
+    settled(service)
+
+
+def test_one_of_several_streams_that_is_refused_begins_none(service, frontend):
+    refused = frontend.ask({"prompt": ["a"] * 4 + [[5] * 600], "max_tokens": 64, "stream": True}, COMPLETIONS)
+    assert refused.status == 400
+    settled(service)
+
+
+@pytest.mark.parametrize("more", [{}, {"stop": "never said"}, {"temperature": 1.5, "seed": 3}])
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+def test_a_streams_logprobs_are_the_whole_answers(frontend, path, more):
+    asked = {"max_tokens": NEW, **more}
+    if path == CHAT:
+        asked |= {"messages": messages(PROMPTS[0]), "logprobs": True, "top_logprobs": 2}
+    else:
+        asked |= {"prompt": PROMPTS[0], "logprobs": 2}
+    [choice] = frontend.ask(asked, path).document["choices"]
+    *events, _ = frontend.ask({**asked, "stream": True}, path).events
+    if path == CHAT:
+        for event in events:
+            ChatCompletionChunk.model_validate(event)
+    told = [event["choices"][0]["logprobs"] for event in events if event["choices"][0].get("logprobs")]
+    assert len(told) > NEW // 2  # each beside the text that it is of
+    for name, wanted in choice["logprobs"].items():
+        assert [one for logprobs in told for one in logprobs[name]] == wanted
 
 
 @pytest.mark.parametrize("stream", [True, False])

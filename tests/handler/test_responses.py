@@ -176,7 +176,7 @@ def test_what_no_engine_is_asked(asked, says):
         ({"input": "a", "tool_choice": "required"}, 400, "tool_choice: this engine does not do this"),
         ({"input": "a", "text": {"format": SCHEMA}}, 400, "text.format: this engine does not do this"),
         ({"input": "a", "reasoning": {"effort": "low"}}, 400, "reasoning.effort: this engine does not do this"),
-        ({"input": "a", "logit_bias": {"5": 1}}, 400, "logit_bias: this engine does not do this"),
+        ({"input": "a", "logit_bias": {"5": 101}}, 400, "logit_bias: expected an object of tokens"),
         ({"input": "a", "temperature": 3}, 400, "temperature"),
         ({"input": "a " * 600}, 400, "the model reads at most 512"),
         ({"input": "wizardry"}, 400, "no wizardry"),

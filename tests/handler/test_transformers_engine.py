@@ -315,7 +315,7 @@ def test_what_is_read_beside_the_loop_is_answered_the_same(service, monkeypatch,
 
     on_the_loop = answered()
     monkeypatch.setattr(transformers_application, "LONG", 0)
-    for wrong in ({"max_tokens": 0}, {"messages": []}, {"logit_bias": {"1": 1}}):
+    for wrong in ({"max_tokens": 0}, {"messages": []}, {"logit_bias": {"1": 101}}):
         assert frontend.ask({**asked, **wrong}, path).status == 400
     status, beside = answered()
     assert (status, beside) == on_the_loop
