@@ -340,9 +340,11 @@ def test_a_crowd_that_asks_for_everything(tmp_path, cache):
             {"temperature": 0, "repetition_penalty": penalty},
             {"temperature": 1.3, "seed": draw.randrange(3), "top_p": draw.choice([0.8, 1])},
             {"temperature": 0, "presence_penalty": 1.5, "frequency_penalty": draw.choice([-1, 0.7])},
+            {"temperature": 0, "logit_bias": {str(token): draw.choice([-9, 3]) for token in (7, 40, 99)}},
         )
         asked = {"prompt": prompt, "max_tokens": 24, **draw.choice(kinds)}
-        more = draw.choice([{"logprobs": 2}, {"stream": True}, {"stop": ["never"]}, {"n": 2}, {}])
+        more = draw.choice([{"logprobs": 2}, {"stop": ["never"]}, {"n": 2}, {}])
+        more |= draw.choice([{"stream": True}, {}])
         return asked, frontend.post({**asked, **more}, "v1/completions")
 
     waiting, live = 240, []
@@ -356,7 +358,7 @@ def test_a_crowd_that_asks_for_everything(tmp_path, cache):
             assert client.status == 200, client.body
             if client.pieces[0].content_type.startswith("text/event-stream"):
                 choices = [choice for event in client.events[:-1] for choice in event["choices"]]
-                text = "".join(choice["text"] for choice in choices)
+                text = "".join(choice["text"] for choice in choices if choice["index"] == 0)
             else:
                 text = client.document["choices"][0]["text"]
             key = (asked["prompt"], asked.get("repetition_penalty"))

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import time
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
@@ -96,6 +97,24 @@ def test_the_openai_client(chat, wanted):
         chat.chat.completions.create(model="other", messages=messages("a"))
     with pytest.raises(openai.BadRequestError, match="temperature"):
         chat.chat.completions.create(model="chat", messages=messages("a"), temperature=3)
+
+
+def test_a_stream_of_several_answers_and_how_likely_they_are(chat, wanted):
+    said, told = defaultdict(str), defaultdict(list)
+    asked = {
+        "n": 3,
+        "max_tokens": NEW,
+        "logprobs": True,
+        "top_logprobs": 1,
+        "stream_options": {"include_usage": True},
+    }
+    stream = chat.chat.completions.create(model="chat", messages=messages(PROMPTS[0]), stream=True, **asked)
+    for chunk in stream:
+        for choice in chunk.choices:
+            said[choice.index] += choice.delta.content or ""
+            told[choice.index] += choice.logprobs.content if choice.logprobs else []
+    assert said == dict.fromkeys(range(3), whole(wanted[PROMPTS[0]]))
+    assert chunk.usage.completion_tokens == sum(map(len, told.values())) == 3 * len(told[0])
 
 
 def test_the_asynchronous_openai_client(server, wanted):
