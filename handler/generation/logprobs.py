@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterable, AsyncIterator, Sequence
-from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
@@ -32,44 +31,44 @@ def _told(answer: Document, told: Sequence[Told], tokenizer: Any, offset: int) -
     return {**answer, "choices": [{**choice, "logprobs": logprobs}]}
 
 
-@dataclass
-class Counted:
-    """How many tokens had been taken when each piece of a stream's text was put into its queue, in order.
+def counted(queue: Any, streamer: Any) -> list[int]:
+    """How many tokens had been taken when each piece of a stream was put into its queue; it grows with the stream.
 
     Args:
         queue: the stream's, an asyncio.Queue.
         streamer: puts them there, and counts (CBStreamer.total_tokens).
     """
+    counts, put = [0] * queue.qsize(), queue.put_nowait
 
-    queue: Any
-    streamer: Any
-    counts: list[int] = field(default_factory=list)
+    def put_counted(item: Any) -> None:
+        counts.append(streamer.total_tokens)
+        put(item)
 
-    def __post_init__(self) -> None:
-        self.counts += [0] * self.queue.qsize()
-        put, self.queue.put_nowait = self.queue.put_nowait, self._put
-        self._put_nowait = put
-
-    def _put(self, item: Any) -> None:
-        self.counts.append(self.streamer.total_tokens)
-        self._put_nowait(item)
+    queue.put_nowait = put_counted
+    return counts
 
 
 async def alongside(
-    pieces: AsyncIterable[str], told: Sequence[Told], counted: Counted, tokenizer: Any
+    pieces: AsyncIterable[str], told: Sequence[Told], counts: Sequence[int], tokenizer: Any
 ) -> AsyncIterator[str]:
     """The events of a stream of one choice, each with how likely the tokens were that it has.
 
     What ends the answer is in the last.
+
+    Args:
+        pieces: the stream.
+        told: of each token.
+        counts: tokens up to each piece (`counted`).
+        tokenizer: the model's.
     """
-    event_number, given, offset = 0, 0, 0  # which comes next; tokens that were told of, and their characters
+    number, given, offset = 0, 0, 0  # of the event; tokens that were told of before it, and their characters
 
     def tell(chunk: Document, event: bytes) -> bytes:
-        nonlocal event_number, given, offset
+        nonlocal number, given, offset
         if "error" in chunk or "role" in chunk["choices"][0].get("delta", ()):
             return event
-        until = counted.counts[event_number] if "usage" not in chunk else chunk["usage"]["completion_tokens"]
-        some, given, event_number = told[given:until], max(given, until), event_number + 1
+        until = chunk["usage"]["completion_tokens"] if "usage" in chunk else counts[number]
+        some, given, number = told[given:until], max(given, until), number + 1
         if not some:
             return event
         start, offset = offset, offset + sum(len(_said(one.token, tokenizer)[0]) for one in some)

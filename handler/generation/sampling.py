@@ -48,8 +48,8 @@ class Sampling:
     top_k: int = 1  # 1: the likeliest; the vocabulary's size: no limit
     top_p: float = 1.0
     min_p: float = 0.0  # times the likeliest's chance
-    repetition: float = 1.0  # over 1: against what the prompt has or was said, as `generate` has it
     bias: Mapping[int, float] = field(default_factory=dict)  # token -> what is added to its score
+    repetition: float = 1.0  # over 1: against what the prompt has or was said, as `generate` has it
     presence: float = 0.0  # over 0: against what was said at all
     frequency: float = 0.0  # over 0: against what was said often
     random: random.Random = field(default_factory=random.Random, compare=False)  # one number for each token

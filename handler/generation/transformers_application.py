@@ -218,7 +218,7 @@ def _handlers(name: str, model: Any, tokenizer: Any, state: _State) -> tuple[Any
             answer, asked = super()._streaming(*arguments, **named), arguments[5]  # type: ignore[misc]
             if asked.tops is not None:
                 answer.body_iterator = alongside(
-                    answer.body_iterator, asked.sampling.told, asked.counted, tokenizer
+                    answer.body_iterator, asked.sampling.told, asked.counts, tokenizer
                 )
             return answer
 

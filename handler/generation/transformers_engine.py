@@ -26,7 +26,7 @@ from handler.errors import LoadError
 from handler.generation.application import Application, Asgi, note_accepted
 from handler.generation.attention import attend_by_request, plan_steps
 from handler.generation.engine import Engine, Load
-from handler.generation.logprobs import Counted
+from handler.generation.logprobs import counted
 from handler.generation.sampling import NO_TOKEN, Sampler, Sampling
 from handler.generation.stopping import Until
 from handler.generation.tool_calls import Forgiving
@@ -214,7 +214,7 @@ def _manager(model: Any, config: HandlerConfig, most: int) -> Any:
             with self._router._lock:  # it says whom to tell only after it has added the request
                 queue, streamer = super().generate_streaming(model, processor, inputs, gen_config, **more)
                 if gen_config.tops is not None:
-                    gen_config.counted = Counted(queue, streamer)
+                    gen_config.counts = counted(queue, streamer)
                 if gen_config.stop_strings:
                     streamer._queue = Until(queue, gen_config.stop_strings, partial(_end, streamer, gen_config))
             return queue, streamer

@@ -58,6 +58,8 @@ REFUSED = frozenset(
         "worker_extension_cls",
     }
 )
+# How its workers are started; any other word would be a class, from wherever Python finds it.
+EXECUTORS = ("mp", "uni", "ray", "external_launcher")
 FRONT = "Frontend"  # the parser's group of what concerns the HTTP server
 # Of that group, what the application is made with.
 FRONTEND = frozenset(
@@ -99,6 +101,8 @@ def read_arguments(given: Mapping[str, Any], directory: Path, config: ModelConfi
             problems.append(Problem(where, f"is said elsewhere: {SAID[key]}", repr(value)))
         elif key in closed:
             problems.append(Problem(where, "is refused here", repr(value)))
+        elif key == "distributed_executor_backend" and value not in EXECUTORS:
+            problems.append(Problem(where, f"expected one of {', '.join(EXECUTORS)}", repr(value)))
         elif key not in known:
             close = nearest(str(key), known)
             reason = "vLLM has no such argument" + (f"; did you mean {close}?" if close else "")

@@ -391,6 +391,7 @@ def test_every_wrong_argument_is_named_at_once(model):
             max_model_length=256,
             tensor_parallel_size="two",
             trust_remote_code=True,
+            distributed_executor_backend="some.module.Executor",
             port=80,
             dtype="float16",
             lora_modules=[{"name": "sql", "path": "../../sql"}],
@@ -399,10 +400,11 @@ def test_every_wrong_argument_is_named_at_once(model):
     assert "did you mean max_model_len?" in found["handler.vllm.max_model_length"]
     assert "'two'" in found["handler.vllm.tensor_parallel_size"]
     assert "refused" in found["handler.vllm.trust_remote_code"] and "refused" in found["handler.vllm.port"]
+    assert "expected one of mp, uni" in found["handler.vllm.distributed_executor_backend"]
     assert "handler.dtype" in found["handler.vllm.dtype"]
     assert "is not in the archive" in found["handler.vllm.lora_modules"]
     assert "expected true" in found["handler.vllm.enable_lora"]
-    assert len(found) == 7
+    assert len(found) == 8
     with pytest.raises(ConfigError, match=r"adapters has no adapter_config.json"):
         arguments(model, enable_lora=True, lora_modules=[{"name": "sql", "path": "adapters"}])
 
