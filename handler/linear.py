@@ -72,8 +72,7 @@ def prepack(model: nn.Module, threads: Set[int]) -> int:
     """
     layers = [layer for layer in model.modules() if type(layer) is nn.Linear and _is_worth_it(layer.weight)]
     kinds = {(*layer.weight.shape, layer.bias is None, layer.weight.dtype): layer for layer in layers}
-    if CAPACITY in os.environ:
-        os.environ[CAPACITY] = str(int(os.environ[CAPACITY]) + ENTRIES * len(kinds) * len(SIZES) * len(threads))
+    make_room(len(kinds) * len(threads))
     with torch.inference_mode():
         for layer in layers:
             packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach())
@@ -87,6 +86,12 @@ def prepack(model: nn.Module, threads: Set[int]) -> int:
                     layer(torch.zeros(size, layer.in_features, dtype=layer.weight.dtype))
         torch.set_num_threads(before)
     return len(layers)
+
+
+def make_room(kinds: int) -> None:
+    """Has oneDNN keep all kernels of so many kinds of layers, beside those that it was to keep."""
+    if CAPACITY in os.environ:
+        os.environ[CAPACITY] = str(int(os.environ[CAPACITY]) + ENTRIES * kinds * len(SIZES))
 
 
 def _is_worth_it(weight: torch.Tensor) -> bool:

@@ -71,8 +71,10 @@ async def alongside(
         some, given, number = told[given:until], max(given, until), number + 1
         if not some:
             return event
-        start, offset = offset, offset + sum(len(_said(one.token, tokenizer)[0]) for one in some)
-        return event_of(_told(chunk, some, tokenizer, start))
+        told_event = event_of(_told(chunk, some, tokenizer, offset))
+        if "text" in chunk["choices"][0]:
+            offset += sum(len(_said(one.token, tokenizer)[0]) for one in some)
+        return told_event
 
     events = Stream(tell)
     async for piece in pieces:

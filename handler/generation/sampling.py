@@ -8,7 +8,7 @@ small model takes. Here what is greedy costs nothing, and on a CPU only what is 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,7 +48,8 @@ class Sampling:
     top_k: int = 1  # 1: the likeliest; the vocabulary's size: no limit
     top_p: float = 1.0
     min_p: float = 0.0  # times the likeliest's chance
-    bias: Mapping[int, float] = field(default_factory=dict)  # token -> what is added to its score
+    # Tokens, (n) int64, and what is added to their scores, (n) float32.
+    bias: tuple[torch.Tensor, torch.Tensor] | None = field(default=None, compare=False)
     repetition: float = 1.0  # over 1: against what the prompt has or was said, as `generate` has it
     presence: float = 0.0  # over 0: against what was said at all
     frequency: float = 0.0  # over 0: against what was said often
@@ -114,7 +115,7 @@ class Sampler:
         asked = [state.logit_processor_kwargs.get("sampling", WARMING) for state in states]
         self._asked = asked
         self.draws = any(one.draws for one in asked)
-        self.biases = any(one.bias for one in asked)
+        self.biases = any(one.bias is not None for one in asked)
         self.penalizes = any(one.penalizes for one in asked)
         self.tells = any(one.tops is not None for one in asked)
         if self.tells and not len(self._numbers):
@@ -159,10 +160,10 @@ class Sampler:
         if not len(self._bias):
             self._bias = torch.zeros((self._requests, self._vocabulary), device=self._device)
         self._bias[: len(asked)] = 0
-        entries = [(row, *entry) for row, one in enumerate(asked) for entry in one.bias.items()]
-        rows, tokens, values = zip(*entries, strict=True)
-        places = torch.tensor([rows, tokens], device=self._device)
-        self._bias[places[0], places[1]] = torch.tensor(values, device=self._device)
+        for row, one in enumerate(asked):
+            if one.bias is not None:
+                tokens, values = (part.to(self._device) for part in one.bias)
+                self._bias[row, tokens] = values
 
     def _measure(self, scores: torch.Tensor, taken: torch.Tensor) -> None:
         """Notes how likely the tokens are that were taken, and the likeliest."""

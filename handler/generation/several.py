@@ -60,16 +60,13 @@ async def interleaved(streams: Sequence[AsyncIterable[str]], n: int, name: str) 
         n: answers to each prompt.
         name: the request's.
     """
-    arrived: asyncio.Queue[tuple[int, bytes | None]] = asyncio.Queue()  # None: it has ended
+    arrived: asyncio.Queue[tuple[int, str] | None] = asyncio.Queue()  # None: all have ended
     ended: list[Document] = [{} for _ in streams]  # each one's last event
     failed = False
 
     async def read(index: int, stream: AsyncIterable[str]) -> None:
-        try:
-            async for piece in stream:
-                arrived.put_nowait((index, piece.encode()))
-        finally:
-            arrived.put_nowait((index, None))
+        async for piece in stream:
+            arrived.put_nowait((index, piece))
 
     def tell(index: int, chunk: Document, event: bytes) -> bytes:
         nonlocal failed
@@ -82,19 +79,16 @@ async def interleaved(streams: Sequence[AsyncIterable[str]], n: int, name: str) 
         return event_of({**chunk, "id": name, "choices": [{**one, "index": index} for one in chunk["choices"]]})
 
     events = [Stream(partial(tell, index)) for index in range(len(streams))]
-    reading = [asyncio.ensure_future(read(index, stream)) for index, stream in enumerate(streams)]
+    reading = asyncio.ensure_future(all_of([read(index, stream) for index, stream in enumerate(streams)]))
+    reading.add_done_callback(lambda _: arrived.put_nowait(None))
     try:
-        left = len(streams)
-        while left and not failed:
-            index, piece = await arrived.get()
-            if piece is None:
-                left -= 1
-                await reading[index]
-            else:
-                yield events[index].piece(piece, last=False)
-        if not failed:
-            usage = _usage([last["usage"] for last in ended], n)
-            yield event_of({**ended[0], "id": name, "choices": [], "usage": usage})
+        while (found := await arrived.get()) is not None:
+            index, piece = found
+            yield events[index].piece(piece.encode(), last=False)
+            if failed:
+                return
+        await reading
+        usage = _usage([last["usage"] for last in ended], n)
+        yield event_of({**ended[0], "id": name, "choices": [], "usage": usage})
     finally:
-        for one in reading:
-            one.cancel()
+        reading.cancel()

@@ -11,11 +11,11 @@ import inspect
 import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from functools import partial
 from typing import Any, get_type_hints
 
 import orjson
+import torch
 
 from handler.errors import MAX_MESSAGE
 from handler.generation.application import Asgi, Event
@@ -348,20 +348,21 @@ def _tops(body: dict[str, Any]) -> int | None:
     return int(tops)
 
 
-def _bias(asked: Any, vocabulary: int) -> dict[int, float]:
-    """Token -> what is added to its score. Raises HTTPException."""
+def _bias(asked: Any, vocabulary: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Tokens, (n) int64, and what is added to their scores, (n) float32. Raises HTTPException."""
     from fastapi import HTTPException  # noqa: PLC0415
 
-    bias: dict[int, float] = {}
-    with suppress(OverflowError, ValueError):
-        if isinstance(asked, dict):
-            numbers = {token: value for token, value in asked.items() if type(value) in (int, float)}
-            bias = {int(token): float(value) for token, value in numbers.items()}
+    if asked is None or asked == {}:
+        return None
+    try:
+        bias = {int(token): float(value) for token, value in asked.items() if type(value) in (int, float)}
+    except (AttributeError, OverflowError, ValueError):
+        bias = {}
     fits = all(0 <= token < vocabulary and abs(value) <= MOST_BIAS for token, value in bias.items())
-    if asked is not None and not (fits and isinstance(asked, dict) and len(bias) == len(asked)):
+    if not (bias and fits and len(bias) == len(asked)):
         what = f"tokens from 0 to {vocabulary - 1} and numbers from -{MOST_BIAS} to {MOST_BIAS}"
         raise HTTPException(400, f"logit_bias: expected an object of {what}")
-    return bias
+    return torch.tensor([*bias]), torch.tensor([*bias.values()])
 
 
 def _stop_strings(stop: Any) -> list[str] | None:

@@ -6,7 +6,6 @@ through in the sizes of handler/linear.py, for the same reason. The engine's pro
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import torch
@@ -16,8 +15,7 @@ from vllm.config import CompilationMode
 from vllm.model_executor.layers import utils
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
-from handler.devices import KEPT_KERNELS
-from handler.linear import CAPACITY, ENTRIES, SIZES, through_sizes
+from handler.linear import SIZES, make_room, through_sizes
 
 KINDS = 16  # of layers, by their shapes, that have room among the kernels; a language model has some five
 
@@ -33,7 +31,7 @@ class OneProcess(UniProcExecutor):  # type: ignore[misc]
 
 def multiply_in_sizes() -> None:
     """Has oneDNN's layers take their rows in few sizes, and all that are loaded from here on their kernels."""
-    os.environ[CAPACITY] = str(KEPT_KERNELS + ENTRIES * KINDS * len(SIZES))
+    make_room(KINDS)
     multiply, choose, kinds = ops.onednn_mm, utils.dispatch_cpu_unquantized_gemm, set[tuple[object, ...]]()
 
     def in_sizes(layer: CPUDNNLGEMMHandler, inputs: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
