@@ -51,20 +51,22 @@ def load(root: Path) -> tuple[list[str], list[str]]:
         problems.append(f"{manifest['handler']}: expected one class, found {found}")
     else:
         loader._get_class_entry_point(module)
-    notes = _import_all(problems)
-    own = _check_config(root / manifest["configFile"], problems)
+    own, unused = _check_config(root / manifest["configFile"], problems)
+    notes = _import_all(unused, problems)
     _check_places(root, own, problems)
     if not problems and (root / GOLDEN).is_dir():
         _prove(root / manifest["configFile"], problems)
     return problems, notes
 
 
-def _import_all(problems: list[str]) -> list[str]:
-    """Every module of the package; one that only lacks another's package is an option of the machine's."""
+def _import_all(unused: tuple[str, ...], problems: list[str]) -> list[str]:
+    """Every module that it may need; one that only lacks another's package is an option of the machine's."""
     import handler  # noqa: PLC0415
 
     notes = []
     for found in pkgutil.walk_packages(handler.__path__, "handler.", onerror=lambda _: None):
+        if found.name.startswith(unused):
+            continue
         try:
             importlib.import_module(found.name)
         except ModuleNotFoundError as error:
@@ -77,19 +79,25 @@ def _import_all(problems: list[str]) -> list[str]:
     return notes
 
 
-def _check_config(path: Path, problems: list[str]) -> str | None:
-    """Judges the configuration; the module of the recipe's own task, if that is what it names."""
+def _check_config(path: Path, problems: list[str]) -> tuple[str | None, tuple[str, ...]]:
+    """Judges the configuration.
+
+    Returns:
+        the module of the recipe's own task, if it names one; and what the names of modules that it has no use
+        for begin with: to import both engines for a classifier would take longer than all else.
+    """
     import yaml  # noqa: PLC0415
 
     from handler import config  # noqa: PLC0415
 
     try:
-        task = config.read_config(yaml.safe_load(path.read_bytes())).handler.task
+        chosen = config.read_config(yaml.safe_load(path.read_bytes())).handler
     except ValueError as error:
         problems.append(f"{path.name}: {error}")
-        return None
+        return None, ()
+    task, unused = chosen.task, config.unused(chosen)
     if not config.is_own(task):
-        return None
+        return None, unused
     module, _, name = task.partition(":")
     try:
         kind = getattr(importlib.import_module(module), name)
@@ -97,7 +105,7 @@ def _check_config(path: Path, problems: list[str]) -> str | None:
             problems.append(f"{task}: has no method run(texts)")
     except Exception as error:
         problems.append(f"{task}: {type(error).__name__}: {error}")
-    return module
+    return module, unused
 
 
 def _prove(path: Path, problems: list[str]) -> None:

@@ -64,6 +64,13 @@ def is_own(task: object) -> bool:
     return isinstance(task, str) and OWN_NAME.fullmatch(task) is not None
 
 
+def unused(handler: HandlerConfig) -> tuple[str, ...]:
+    """What the names of modules begin with that a worker with this configuration never imports."""
+    if handler.task not in GENERATION:
+        return ("handler.generation.",)
+    return tuple(f"handler.generation.{engine}_" for engine in ENGINES if engine != handler.engine)
+
+
 def _is_options(value: object) -> bool:
     plain = (bool, int, float, str)
     return isinstance(value, Mapping) and all(

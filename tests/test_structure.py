@@ -12,6 +12,7 @@ import ts
 from ts.utils.util import list_classes_from_module
 
 from handler import config
+from handler.generation.engine import ENGINES
 from tests.support import scenarios
 
 ROOT = Path(__file__).parent.parent
@@ -127,6 +128,38 @@ def test_a_task_is_a_module_a_line_and_scenarios(task):
     assert importlib.import_module(config.TASKS[task]).build
     own = ROOT / "tests" / "handler" / f"test_{task.replace('-', '_')}.py"  # where answers are no JSON
     assert own.exists() if task == "prompt-encoding" else scenarios.load(task)
+
+
+MODULES = {path.relative_to(ROOT).with_suffix("").as_posix().replace("/", "."): path for path in HANDLER}
+
+
+def reached(*names):
+    """These modules of the handler's, and all that they import, whenever they do."""
+    found, new = set(), set(names)
+    while new:
+        found |= new
+        new = {name for module in new for name in imports(MODULES[module])}
+        new = {kept for name in new for kept in (name, name.rpartition(".")[0]) if kept in MODULES} - found
+    return found
+
+
+@pytest.mark.parametrize(
+    ("settings", "roots"),
+    [
+        *(({"task": task}, ("handler.pipeline", room)) for task, room in config.TASKS.items()),
+        ({"task": "own:Own"}, ("handler.pipeline", "handler.tasks.own")),
+        *(
+            ({"task": "text-generation", "engine": engine}, ("handler.generation.rounds", room))
+            for engine, room in ENGINES.items()
+        ),
+    ],
+)
+def test_what_is_left_unopened_is_not_needed(settings, roots):
+    """An archive's modules are imported before it takes its place, less those that it has no use for."""
+    unused = config.unused(config.HandlerConfig(**settings))
+    needed = reached("handler.transformer_handler", *roots)
+    assert any(name.startswith(unused) for name in MODULES) and len(needed) > 10
+    assert not {name for name in needed if name.startswith(unused)}
 
 
 def test_no_task_imports_another():

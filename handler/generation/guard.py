@@ -15,7 +15,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-LOOK_SECONDS = 0.5  # an engine that is still being loaded starts processes
+LOOK_SECONDS = 0.5  # an engine that is being loaded starts processes
+SELDOM_SECONDS = 10.0  # one that serves hardly does, and a look takes milliseconds where there are many threads
+SLOWING = 1.05  # from one look to the next: they are ten seconds apart after three minutes
 # In the environment of a worker's processes, by which those are found that it started after the last look. Older
 # ones have written their names over it (setproctitle).
 MARK = "GENERATION_GUARD"
@@ -36,11 +38,12 @@ def guard() -> subprocess.Popen[bytes]:
 
 def descendants(pid: int) -> Iterator[int]:
     """Children, theirs, and so on (proc(5), /proc/pid/task/tid/children)."""
-    for path in Path(f"/proc/{pid}/task").glob("*/children"):
-        with contextlib.suppress(OSError):  # a thread that has ended meanwhile
-            for child in map(int, path.read_text().split()):
-                yield child
-                yield from descendants(child)
+    with contextlib.suppress(OSError):  # a process, or a thread, that has ended meanwhile
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{thread}/children", "rb") as file:
+                for child in map(int, file.read().split()):
+                    yield child
+                    yield from descendants(child)
 
 
 def marked(mark: str) -> Iterator[int]:
@@ -57,7 +60,9 @@ def marked(mark: str) -> Iterator[int]:
 def watch(worker: int, mark: str) -> None:
     """Returns when standard input has ended, and nobody of the worker's is left."""
     handles: dict[int, int] = {}  # unlike a number, a handle never means another process
-    while not select.select([sys.stdin], [], [], LOOK_SECONDS)[0]:
+    pause = LOOK_SECONDS
+    while not select.select([sys.stdin], [], [], pause)[0]:
+        pause = min(pause * SLOWING, SELDOM_SECONDS)
         for pid in {*descendants(worker)} - handles.keys() - {os.getpid()}:
             with contextlib.suppress(ProcessLookupError):
                 handles[pid] = os.pidfd_open(pid)

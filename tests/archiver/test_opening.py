@@ -14,13 +14,13 @@ from tests.archiver.conftest import ENTRY
 def build(model, store, room):
     lines = []
 
-    def run(form="zip-store", **flags):
+    def run(form="zip-store", task="text-classification", **flags):
         recipe = read(
             Flags(
                 model=str(model),
                 model_name="m",
                 version="1",
-                task="text-classification",
+                task=task,
                 archive_format=form,
                 **flags,
             )
@@ -85,6 +85,23 @@ def test_a_module_that_lacks_an_optional_package_is_a_note(build, room):
     (room / "engine.py").write_text("import nothing_like_it\n")
     build()
     assert build.lines == ["note: handler.engine was not imported here: No module named 'nothing_like_it'"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"task": "text-classification"}, []),
+        ({"task": "text-generation"}, ["generation.transformers_engine"]),
+        ({"task": "text-generation", "overrides": ("handler.engine=vllm",)}, ["generation.vllm_engine"]),
+    ],
+)
+def test_the_other_wing_and_the_other_engine_are_left_alone(build, room, settings, named):
+    (room / "generation").mkdir()
+    for name in ("__init__", "transformers_engine", "vllm_engine"):
+        (room / "generation" / f"{name}.py").write_text("" if name == "__init__" else "import nothing_like_it\n")
+    build(**settings)
+    reason = "was not imported here: No module named 'nothing_like_it'"
+    assert build.lines == [f"note: handler.{name} {reason}" for name in named]
 
 
 def test_what_an_import_prints_does_no_harm(build, room):

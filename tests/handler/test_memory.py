@@ -299,6 +299,7 @@ def test_nan_is_computed_again(tiny, monkeypatch):
 def test_the_hit_ratio_is_told_where_answers_are_remembered(tiny, services, caplog):
     service = worker.start(tiny["text-classification"], task="text-classification", cache_bytes=LARGE)
     frames.predict(service, [frames.ask(text="a")])
+    caplog.clear()
     with caplog.at_level("INFO", logger="ts.metrics.caching_metric"):
         frames.predict(service, [frames.ask(texts=["a", "a", "b", "c", "d"])])
         frames.predict(services["text-classification"], [frames.ask(text="a")])

@@ -121,7 +121,7 @@ def test_a_killed_worker_comes_back(store):
         psutil.wait_procs([psutil.Process(victim)] if psutil.pid_exists(victim) else [], timeout=10)
         while "Retry worker" not in server.output():
             time.sleep(0.1)
-        management.ready("tiny", timeout=60)
+        management.ready("tiny", timeout=600)
         assert InferenceClient(server.inference_url).predict("tiny", "a")["label"]
         assert victim not in {worker.pid for worker in management.describe("tiny").workers}
 

@@ -27,7 +27,7 @@ def quickstart(*arguments) -> subprocess.Popen[str]:
 @pytest.mark.server
 def test_once():
     process = quickstart("--once", "--port-base", free_ports(5))
-    shown, progress = process.communicate(timeout=180)
+    shown, progress = process.communicate(timeout=600)
     assert process.returncode == 0, progress
     answers = [json.loads(line) for line in shown.splitlines() if line.startswith("{")]
     assert [answer["label"] for answer in answers] == ["POSITIVE", "NEGATIVE", "NEGATIVE"]
@@ -59,7 +59,7 @@ def test_a_taken_port_is_one_sentence():
     base = free_ports(5)
     with socket.create_server(("127.0.0.1", base)):
         process = quickstart("--once", "--port-base", base)
-        _, progress = process.communicate(timeout=120)
+        _, progress = process.communicate(timeout=600)
     assert process.returncode == 1
     assert progress.splitlines()[-1].startswith(f"error: port {base} on 127.0.0.1 cannot be used")
 

@@ -88,7 +88,7 @@ def stream_and_kill(server, process):
 
 def test_whatever_is_killed_everybody_is_answered_and_nothing_is_left(server):
     for killed in (lambda: engines(server)[0], lambda: worker(server)):
-        ManagementClient(server.management_url).ready("chat", timeout=120)
+        ManagementClient(server.management_url).ready("chat", timeout=600)
         url = f"{server.inference_url}/predictions/chat"
         assert requests.post(url, json={"prompt": "a", "max_new_tokens": 2}, timeout=60).status_code == 200
         before = engines(server)

@@ -59,7 +59,7 @@ class TorchServe:
         properties: Mapping[str, str] | None = None,
         *,
         environment: Mapping[str, str] | None = None,
-        timeout: float = 120,
+        timeout: float = 600,
         fails_with: str | None = None,
     ) -> None:
         """Say what to serve.
