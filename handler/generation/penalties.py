@@ -58,7 +58,7 @@ class Said:
 
     def _place(self, state: Any, last: list[tuple[int, int]]) -> int:
         """A request's row, which holds all that was said, or lacks what is added to `last`."""
-        given, said = _tokens(state)
+        given, said = tokens_of(state)
         row = self._rows.get(state.request_id)
         if row is not None and len(said) - row.held == 1:
             last.append((row.place, said[-1]))
@@ -95,7 +95,7 @@ class Said:
         return judged - asked.frequency[:, None] * counts - asked.presence[:, None] * said
 
 
-def _tokens(state: Any) -> tuple[list[int], list[int]]:
+def tokens_of(state: Any) -> tuple[list[int], list[int]]:
     """Those of a request's prompt, and those of its answer: a request that was put off has some of them before."""
     begun = state._true_initial_tokens or len(state.initial_tokens)
     return state.initial_tokens[:begun], state.initial_tokens[begun:] + state.generated_tokens

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from handler.generation.penalties import Said
+from handler.generation.formats import Format
+from handler.generation.penalties import Said, tokens_of
 
 NO_TOKEN = -1  # where the model gives no numbers
 MOST_TOPS = 20  # likeliest tokens that are told of beside the one that was taken
@@ -50,6 +51,7 @@ class Sampling:
     min_p: float = 0.0  # times the likeliest's chance
     # Tokens, (n) int64, and what is added to their scores, (n) float32.
     bias: tuple[torch.Tensor, torch.Tensor] | None = field(default=None, compare=False)
+    format: Format | None = field(default=None, compare=False)  # what the answer has to look like
     repetition: float = 1.0  # over 1: against what the prompt has or was said, as `generate` has it
     presence: float = 0.0  # over 0: against what was said at all
     frequency: float = 0.0  # over 0: against what was said often
@@ -95,6 +97,7 @@ class Sampler:
         # (requests, …) float32, made when the first comes that wants it; CUDA graphs count on its place.
         self._numbers = torch.empty(0)
         self._bias = torch.empty(0)  # (requests, vocabulary) float32, and so is this
+        self._unkept: list[Any] = []  # states of requests whose format could not be followed in this step
         self._requests, self._vocabulary, self._device = requests, vocabulary, device
 
     @property
@@ -115,13 +118,13 @@ class Sampler:
         asked = [state.logit_processor_kwargs.get("sampling", WARMING) for state in states]
         self._asked = asked
         self.draws = any(one.draws for one in asked)
-        self.biases = any(one.bias is not None for one in asked)
+        self.biases = any(one.bias is not None or one.format is not None for one in asked)
         self.penalizes = any(one.penalizes for one in asked)
         self.tells = any(one.tops is not None for one in asked)
         if self.tells and not len(self._numbers):
             self._numbers = torch.zeros((self._requests, WHICH.stop), device=self._device)
         if self.biases:
-            self._write_biases(asked)
+            self._write_biases(asked, states)
         judged = [state if one.penalizes else None for state, one in zip(states, asked, strict=True)]
         places = self._said.read(judged) if self.penalizes else [0] * len(states)
         arg_storage[:, : len(states)] = torch.from_numpy(_columns(asked, places))
@@ -155,15 +158,26 @@ class Sampler:
         """In place of the engine's `_sample`: the tokens taken into (1, …) int32."""
         output_ids[0, : len(self._taken)].copy_(self._taken)
 
-    def _write_biases(self, asked: Sequence[Sampling]) -> None:
-        """A row for each request of the step."""
+    def unkept(self) -> list[Any]:
+        """States of requests whose format could not be followed since this was asked for."""
+        found, self._unkept = self._unkept, []
+        return found
+
+    def _write_biases(self, asked: Sequence[Sampling], states: Sequence[Any]) -> None:
+        """A row for each request of the step: what its bias adds, and -inf for what its format does not have."""
         if not len(self._bias):
             self._bias = torch.zeros((self._requests, self._vocabulary), device=self._device)
         self._bias[: len(asked)] = 0
-        for row, one in enumerate(asked):
+        for row, (one, state) in enumerate(zip(asked, states, strict=True)):
             if one.bias is not None:
                 tokens, values = (part.to(self._device) for part in one.bias)
                 self._bias[row, tokens] = values
+            if one.format is None:
+                continue
+            if (allowed := one.format.allowed(tokens_of(state)[1])) is None:
+                self._unkept.append(state)
+            else:
+                self._bias[row].masked_fill_(~allowed.to(self._device), -torch.inf)
 
     def _measure(self, scores: torch.Tensor, taken: torch.Tensor) -> None:
         """Notes how likely the tokens are that were taken, and the likeliest."""

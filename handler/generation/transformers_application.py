@@ -19,6 +19,7 @@ import torch
 
 from handler.errors import MAX_MESSAGE
 from handler.generation.application import Asgi, Event
+from handler.generation.formats import FIELDS, Format, Formats, Unkept
 from handler.generation.logprobs import alongside, with_logprobs
 from handler.generation.openai_protocol import CHAT, COMPLETIONS, Document, Stream, as_whole
 from handler.generation.openai_requests import DRAWN
@@ -29,7 +30,7 @@ from handler.protocols.openai_embeddings import error_document
 
 MOST_STOPS, MOST_BIAS = 16, 100
 # Bytes of a request from which it is read in a thread: a megabyte's tokens take half a second, in which the loop
-# would carry nobody's.
+# would carry nobody's. And so is one with a format, whose first tokens may take a tenth.
 LONG = 16_384
 READER = ThreadPoolExecutor(1, "reader")
 # Of sampling: the application takes a frequency's penalty for another one, and a seed for everybody's.
@@ -49,7 +50,6 @@ NOT_DONE = frozenset(
         "parallel_tool_calls",
         "prediction",
         "reasoning_effort",
-        "response_format",
         "prompt_cache_key",
         "prompt_cache_options",
         "prompt_cache_retention",
@@ -66,7 +66,7 @@ NOT_DONE = frozenset(
 
 
 def make_application(
-    name: str, model: Any, tokenizer: Any, manager: Any
+    name: str, model: Any, tokenizer: Any, manager: Any, formats: Formats | None
 ) -> tuple[Asgi, dict[str, frozenset[str]]]:
     """The application, and what the requests to each of its paths may hold.
 
@@ -75,13 +75,14 @@ def make_application(
         model: transformers' own.
         tokenizer: the model's.
         manager: generates (transformers.cli.serving.utils.CBGenerateManager).
+        formats: that answers can be kept to.
     """
     from transformers.cli.serving import server  # noqa: PLC0415  an extra, and slow to import
 
     state = _State(manager)
     forgive(tokenizer)
     tokenizer("")  # from here on no call changes it, which another thread's could not bear
-    chat, completion = _handlers(name, model, _judging(tokenizer), state)
+    chat, completion = _handlers(name, model, _judging(tokenizer), state, formats)
     app = server.build_server(_Models(), chat, completion, None, None, state)
     _speak_openai(app)
     # Its only middleware gives each request an id, and hands every piece of a stream from task to task for it.
@@ -92,8 +93,9 @@ def make_application(
             scope["state"] = {"request_id": str(uuid.uuid4())}
         await app(scope, receive, send)
 
-    undone = set() if _calls_tools(model, tokenizer) else {"tools"}
-    return with_id, {CHAT: _fields(chat) - undone, COMPLETIONS: _fields(completion)}
+    undone = set() if formats else {*FIELDS}
+    without_tools = set() if _calls_tools(model, tokenizer) else {"tools"}
+    return with_id, {CHAT: _fields(chat) - undone - without_tools, COMPLETIONS: _fields(completion) - undone}
 
 
 def _fields(handler: Any) -> frozenset[str]:
@@ -138,7 +140,7 @@ class _Models:
         pass
 
 
-def _handlers(name: str, model: Any, tokenizer: Any, state: _State) -> tuple[Any, Any]:
+def _handlers(name: str, model: Any, tokenizer: Any, state: _State, formats: Formats | None) -> tuple[Any, Any]:
     """The application's two handlers, with this model, and strict."""
     from fastapi import HTTPException  # noqa: PLC0415
     from fastapi.responses import JSONResponse, StreamingResponse  # noqa: PLC0415
@@ -150,7 +152,7 @@ def _handlers(name: str, model: Any, tokenizer: Any, state: _State) -> tuple[Any
         _unused_fields = frozenset[str]()  # of what it warns: others are refused, and these are done here
 
         async def handle_request(self, body: dict[str, Any], request_id: str) -> Any:
-            asked, long = each_alone(body), len(orjson.dumps(body)) >= LONG
+            asked, long = each_alone(body), any(map(body.get, FIELDS)) or len(orjson.dumps(body)) >= LONG
             if len(asked) == 1:
                 return await (await self._read(asked[0], request_id, long))()
             names = [f"{request_id}-{at}" for at in range(len(asked))]
@@ -200,6 +202,7 @@ def _handlers(name: str, model: Any, tokenizer: Any, state: _State) -> tuple[Any
                     setattr(asked, field, body[field])
             asked.tops = _tops(body)
             asked.bias = _bias(body.get("logit_bias"), model.config.get_text_config().vocab_size)
+            asked.format = _format(body, formats)
             asked.max_new_tokens = body.get("max_tokens")
             asked.stop_strings = _stop_strings(asked.stop_strings)  # or those of the model's own configuration
             if any(body.get(field) is not None for field in DRAWN):
@@ -243,15 +246,18 @@ def _handlers(name: str, model: Any, tokenizer: Any, state: _State) -> tuple[Any
             return JSONResponse(as_whole(chunks))
 
     class ChatParameters(chat_completion.TransformersCompletionCreateParamsStreaming, total=False):  # type: ignore[misc, call-arg]
-        top_k: int  # which vLLM has beside the protocol too, and the next two
+        top_k: int  # which vLLM has beside the protocol too, and the next three
         min_p: float
         repetition_penalty: float
+        structured_outputs: dict[str, Any]
 
     class CompletionParameters(completion.TransformersTextCompletionCreateParams, total=False):  # type: ignore[misc, call-arg]
         top_k: int
         min_p: float
         repetition_penalty: float
         presence_penalty: float
+        response_format: dict[str, Any]
+        structured_outputs: dict[str, Any]
 
     # Among them `chat_template`: a client's own would be a program, run on the loop that has everybody's tokens.
     reserved = {*inspect.signature(tokenizer.apply_chat_template).parameters, "load_audio_from_video"}
@@ -363,6 +369,16 @@ def _bias(asked: Any, vocabulary: int) -> tuple[torch.Tensor, torch.Tensor] | No
         what = f"tokens from 0 to {vocabulary - 1} and numbers from -{MOST_BIAS} to {MOST_BIAS}"
         raise HTTPException(400, f"logit_bias: expected an object of {what}")
     return torch.tensor([*bias]), torch.tensor([*bias.values()])
+
+
+def _format(body: dict[str, Any], formats: Formats | None) -> Format | None:
+    """What the answer has to look like. Raises HTTPException."""
+    from fastapi import HTTPException  # noqa: PLC0415
+
+    try:
+        return formats.read(body) if formats else None
+    except Unkept as error:
+        raise HTTPException(400, str(error)[:MAX_MESSAGE]) from None
 
 
 def _stop_strings(stop: Any) -> list[str] | None:

@@ -11,6 +11,7 @@ import importlib
 import logging
 import random
 import threading
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,8 @@ from handler.errors import LoadError
 from handler.generation.application import Application, Asgi, note_accepted
 from handler.generation.attention import attend_by_request, plan_steps
 from handler.generation.engine import Engine, Load
+from handler.generation.formats import UNFOLLOWED
+from handler.generation.formats import find as find_formats
 from handler.generation.logprobs import counted
 from handler.generation.sampling import NO_TOKEN, Sampler, Sampling
 from handler.generation.stopping import Until
@@ -70,7 +73,8 @@ def build(directory: Path, whole: ModelConfig, device: torch.device, name: str) 
     if undone := undone_processors(model):
         logger.warning("what the model's generation config asks for is not done by this engine: %s", undone)
     manager = _manager(model, config, whole.server.batchSize)
-    app, fields = make_application(name, model, tokenizer, manager)
+    formats = find_formats(tokenizer, model.config.get_text_config().vocab_size, _ends(model))
+    app, fields = make_application(name, model, tokenizer, manager, formats)
 
     async def make() -> Asgi:
         return app
@@ -104,6 +108,7 @@ def undone_processors(model: Any) -> str:
 
 def _manager(model: Any, config: HandlerConfig, most: int) -> Any:
     """Continuous batching for the model, in which every one of at most so many requests samples for itself."""
+    from fastapi import HTTPException  # noqa: PLC0415
     from transformers.cli.serving.utils import CBGenerateManager  # noqa: PLC0415
 
     class PerRequest(CBGenerateManager):  # type: ignore[misc]
@@ -162,10 +167,13 @@ def _manager(model: Any, config: HandlerConfig, most: int) -> Any:
 
             def step(processor: Any, bootstrapping: bool) -> bool:
                 try:
-                    return bool(body(processor, bootstrapping))
+                    goes_on = bool(body(processor, bootstrapping))
                 except FloatingPointError as error:
-                    fail_active(processor, error)
-                    return True
+                    fail(processor, processor.scheduler.active_requests.values(), error)
+                    goes_on = True
+                if unkept := sampler.unkept():
+                    fail(processor, unkept, ValueError(UNFOLLOWED))
+                return goes_on
 
             batching._create_batch_processor, batching._generation_loop_body = create, step
             return batching
@@ -228,6 +236,10 @@ def _manager(model: Any, config: HandlerConfig, most: int) -> Any:
             except asyncio.CancelledError:
                 self._cb.cancel_request(request_id)
                 raise
+            except RuntimeError as error:
+                if gen_config.format is not None and gen_config.format.lost:
+                    raise HTTPException(400, UNFOLLOWED) from error
+                raise
 
         def _prepare(self, model: Any, inputs: Any, asked: GenerationConfig) -> None:
             """Judges a request's lengths, and says how it is to be sampled. Raises HTTPException."""
@@ -270,11 +282,12 @@ def let_others_in(scheduler: Any) -> None:
     scheduler.clear_cancelled_requests = clear_cancelled_requests
 
 
-def fail_active(processor: Any, error: Exception) -> None:
-    """Fails the requests that have begun, of which each may have spoiled the others; those that wait go on."""
-    for state in tuple(processor.scheduler.active_requests.values()):
-        processor._handle_request_error(error, state)
-        processor.scheduler.finish_request(state.request_id)
+def fail(processor: Any, states: Iterable[Any], error: Exception) -> None:
+    """Fails requests that have begun; those that wait go on."""
+    for state in tuple(states):
+        if state.request_id in processor.scheduler.active_requests:  # it may have ended in the same step
+            processor._handle_request_error(error, state)
+            processor.scheduler.finish_request(state.request_id)
     processor.scheduler.block_new_requests = False
 
 
@@ -366,6 +379,7 @@ def _sampling(asked: GenerationConfig, vocabulary: int) -> Sampling:
         presence=float(getattr(asked, "presence_penalty", None) or 0.0),
         frequency=float(getattr(asked, "frequency_penalty", None) or 0.0),
         bias=asked.bias,
+        format=asked.format,
         tops=asked.tops,
     )
     temperature = float(asked.temperature if asked.temperature is not None else 1.0)
@@ -379,6 +393,12 @@ def _sampling(asked: GenerationConfig, vocabulary: int) -> Sampling:
         min_p=float(asked.min_p or 0.0),
         random=random.Random(getattr(asked, "seed", None)),
     )
+
+
+def _ends(model: Any) -> list[int]:
+    """The tokens that end an answer."""
+    ends = model.generation_config.eos_token_id
+    return [] if ends is None else ends if isinstance(ends, list) else [ends]
 
 
 def _context(model: Any, config: HandlerConfig) -> int:

@@ -161,9 +161,9 @@ def test_it_ends_at_a_stop_string(frontend, model):
         ({"inputs": "a", "parameters": {"stop": ["a"], "stop_sequences": ["b"]}}, 422, "another name of stop"),
         ({"inputs": "a", "parameters": {"truncate": 2}}, 422, "parameters.truncate: this engine"),
         (
-            {"inputs": "a", "parameters": {"grammar": {"type": "regex", "value": "a"}}},
-            422,
-            "parameters.grammar: this",
+            {"inputs": "a", "parameters": {"grammar": {"type": "regex", "value": "(a"}}},
+            400,
+            "unclosed group",
         ),
         ({"inputs": "a", "parameters": {"grammar": {"type": [], "value": "a"}}}, 422, "a type of json"),
         ({"inputs": "a", "parameters": {"seed": "7"}}, 422, "parameters.seed: expected a whole number"),

@@ -174,7 +174,11 @@ def test_what_no_engine_is_asked(asked, says):
         ({"input": "a", "store": True}, 400, "nothing is kept here"),
         ({"input": "a", "tools": [FUNCTION]}, 400, "tools: this engine does not do this"),
         ({"input": "a", "tool_choice": "required"}, 400, "tool_choice: this engine does not do this"),
-        ({"input": "a", "text": {"format": SCHEMA}}, 400, "text.format: this engine does not do this"),
+        (
+            {"input": "a", "text": {"format": {**SCHEMA, "schema": {"not": {}}}}},
+            400,
+            "this format cannot be kept to",
+        ),
         ({"input": "a", "reasoning": {"effort": "low"}}, 400, "reasoning.effort: this engine does not do this"),
         ({"input": "a", "logit_bias": {"5": 101}}, 400, "logit_bias: expected an object of tokens"),
         ({"input": "a", "temperature": 3}, 400, "temperature"),

@@ -9,11 +9,13 @@ import socket
 import time
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
+from typing import Annotated, Literal
 
 import grpc
 import huggingface_hub
 import openai
 import psutil
+import pydantic
 import pytest
 import requests
 
@@ -97,6 +99,23 @@ def test_the_openai_client(chat, wanted):
         chat.chat.completions.create(model="other", messages=messages("a"))
     with pytest.raises(openai.BadRequestError, match="temperature"):
         chat.chat.completions.create(model="chat", messages=messages("a"), temperature=3)
+
+
+def test_the_openai_client_reads_what_keeps_to_its_own_types(chat):
+    class Verdict(pydantic.BaseModel):
+        verdict: Literal["good", "bad"]
+        score: Annotated[int, pydantic.Field(ge=0, le=9)]
+
+    asked = {"model": "chat", "messages": messages("a"), "temperature": 1.5}
+    for _ in range(3):
+        answer = chat.chat.completions.parse(**asked, response_format=Verdict)
+        assert isinstance(answer.choices[0].message.parsed, Verdict)
+    answer = chat.responses.parse(model="chat", input="a", temperature=1.5, text_format=Verdict)
+    assert isinstance(answer.output_parsed, Verdict)
+    with pytest.raises(openai.BadRequestError, match="this format cannot be kept to"):
+        chat.chat.completions.create(
+            **asked, response_format={"type": "json_schema", "json_schema": {"name": "a", "schema": {"not": {}}}}
+        )
 
 
 def test_a_stream_of_several_answers_and_how_likely_they_are(chat, wanted):
