@@ -127,17 +127,20 @@ def test_it_is_the_likeliest_that_it_may_say(model, frontend):
         assert said(frontend.ask(asked, COMPLETIONS)) == (wanted, "stop")
 
 
-@pytest.mark.parametrize("cache", [32_768, 1024])
-def test_a_crowd_of_which_each_keeps_to_its_own(tmp_path, model, cache):
+@pytest.mark.parametrize(("cache", "puts_off"), [(32_768, False), (1024, True)])
+def test_a_crowd_of_which_each_keeps_to_its_own(tmp_path, monkeypatch, model, cache, puts_off):
     """Also where memory has room for a few: then the engine puts some off, and goes on with copies of them."""
+    copied, copy = [], formats.Format.__deepcopy__
+    monkeypatch.setattr(formats.Format, "__deepcopy__", lambda *one: copied.append(one) or copy(*one))
     (tmp_path / "model").symlink_to(model)
     frontend = Frontend(worker.start(tmp_path, task="text-generation", max_new_tokens=NEW, cache_tokens=cache))
     draw = random.Random(7)
     free = {prompt: generated(model, prompt, 24, chat=False)[0] for prompt in PROMPTS[:3]}
-    date = r"\d{4}-(0[1-9]|1[0-2])"
+    date, long = r"\d{4}-(0[1-9]|1[0-2])", "[ab]{300}"  # over a page of the engine's memory, of 256 tokens
     kinds = (
         ({"structured_outputs": {"choice": CHOICES}}, lambda text, _: text in CHOICES),
         ({"structured_outputs": {"regex": date}}, lambda text, _: re.fullmatch(date, text)),
+        ({"structured_outputs": {"regex": long}}, lambda text, _: re.fullmatch(long, text)),
         (
             {"response_format": of_schema(SCHEMA)},
             lambda text, _: not jsonschema.validate(json.loads(text), SCHEMA),
@@ -145,8 +148,8 @@ def test_a_crowd_of_which_each_keeps_to_its_own(tmp_path, model, cache):
         ({"temperature": 0, "max_tokens": 24}, lambda text, prompt: whole(text) == whole(free[prompt])),
     )
     asked = []
-    for number in range(60):
-        format_, fits = kinds[number % 4]
+    for number in range(50):
+        format_, fits = kinds[number % 5]
         prompt = draw.choice([*free])
         how = draw.choice([{"temperature": 0}, {"temperature": 1.2, "seed": number}])
         client = frontend.post({"prompt": prompt, **how, **format_, "stream": number % 3 == 0}, COMPLETIONS)
@@ -155,6 +158,7 @@ def test_a_crowd_of_which_each_keeps_to_its_own(tmp_path, model, cache):
     for client, prompt, fits in asked:
         text, _ = said(client)
         assert fits(text, prompt), text
+    assert bool(copied) == puts_off
 
 
 def test_every_way_to_ask_for_one(frontend):
