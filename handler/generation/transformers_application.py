@@ -9,7 +9,7 @@ import asyncio
 import functools
 import inspect
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, get_type_hints
@@ -166,10 +166,10 @@ def _handlers(name: str, model: Any, tokenizer: Any, state: _State, formats: For
 
         async def _read(self, body: dict[str, Any], request_id: str, long: bool) -> Any:
             """Reads a request, which waits for nothing, and gives what answers it; a long one beside the loop."""
-            reading = super().handle_request(body, request_id)  # type: ignore[misc]
+            read = partial(super().handle_request, body, request_id)  # type: ignore[misc]
             if long:
-                return await asyncio.get_running_loop().run_in_executor(READER, _result, reading)
-            return await reading
+                return await asyncio.get_running_loop().run_in_executor(READER, _result, read)
+            return await read()
 
         async def _begun(self, answers: Sequence[Any], names: Sequence[str]) -> list[Any]:
             """The streams of all, or of none, where one is refused."""
@@ -294,10 +294,10 @@ def _handlers(name: str, model: Any, tokenizer: Any, state: _State, formats: For
     return Chat(_Models(), state), Completion(_Models(), state)
 
 
-def _result(coroutine: Any) -> Any:
+def _result(begin: Callable[[], Any]) -> Any:
     """What a coroutine that waits for nothing returns, where there is no loop."""
     try:
-        coroutine.send(None)
+        begin().send(None)
     except StopIteration as ended:
         return ended.value
     raise RuntimeError("a request waited for something while it was read")
