@@ -15,10 +15,11 @@ import numpy as np
 import orjson
 import torch
 
+from handler.generation.openai_requests import is_nothing
+
 logger = logging.getLogger(__name__)
 
 FIELDS = ("response_format", "structured_outputs")  # the OpenAI protocol's, and vLLM's beside it
-ANY = {"type": "text"}
 # As JSON is written, in a line or with a line for each item. Where there may be any space at all between any two
 # of its parts, as by default, a weak model writes nothing else once it has begun to.
 SPACING = {"whitespace_flexible": False, "item_separator": r",( |\n[ \t]{0,24})?", "key_separator": ": ?"}
@@ -54,13 +55,14 @@ class Formats:
 
     def read(self, body: Mapping[str, Any]) -> Format | None:
         """What a request's answer has to look like; None: as it likes. Raises Unkept."""
-        asked = [field for field in FIELDS if body.get(field) not in (None, ANY)]
+        given = {field: body[field] for field in FIELDS if body.get(field) is not None}
+        asked = [field for field, value in given.items() if not is_nothing(field, value)]
         if not asked:
             return None
         if len(asked) > 1:
             raise Unkept(f"expected one of {' and '.join(asked)}")
         [field] = asked
-        grammar = GRAMMARS[field](self._llguidance.LLMatcher, body[field])
+        grammar = GRAMMARS[field](self._llguidance.LLMatcher, given[field])
         matcher = self._llguidance.LLMatcher(self._tokens, grammar, log_level=0, limits=self._limits)
         read = Format(matcher, self._vocabulary)
         if read.allowed(()) is None:

@@ -24,11 +24,10 @@ from transformers import ContinuousBatchingConfig, GenerationConfig
 from handler import devices
 from handler.config import HandlerConfig, ModelConfig
 from handler.errors import LoadError
+from handler.generation import formats
 from handler.generation.application import Application, Asgi, note_accepted
 from handler.generation.attention import attend_by_request, plan_steps
 from handler.generation.engine import Engine, Load
-from handler.generation.formats import UNFOLLOWED
-from handler.generation.formats import find as find_formats
 from handler.generation.logprobs import counted
 from handler.generation.sampling import NO_TOKEN, Sampler, Sampling
 from handler.generation.stopping import Until
@@ -73,8 +72,8 @@ def build(directory: Path, whole: ModelConfig, device: torch.device, name: str) 
     if undone := undone_processors(model):
         logger.warning("what the model's generation config asks for is not done by this engine: %s", undone)
     manager = _manager(model, config, whole.server.batchSize)
-    formats = find_formats(tokenizer, model.config.get_text_config().vocab_size, _ends(model))
-    app, fields = make_application(name, model, tokenizer, manager, formats)
+    kept = formats.find(tokenizer, model.config.get_text_config().vocab_size, _ends(model))
+    app, fields = make_application(name, model, tokenizer, manager, kept)
 
     async def make() -> Asgi:
         return app
@@ -172,7 +171,7 @@ def _manager(model: Any, config: HandlerConfig, most: int) -> Any:
                     fail(processor, processor.scheduler.active_requests.values(), error)
                     goes_on = True
                 if unkept := sampler.unkept():
-                    fail(processor, unkept, ValueError(UNFOLLOWED))
+                    fail(processor, unkept, ValueError(formats.UNFOLLOWED))
                 return goes_on
 
             batching._create_batch_processor, batching._generation_loop_body = create, step
@@ -238,7 +237,7 @@ def _manager(model: Any, config: HandlerConfig, most: int) -> Any:
                 raise
             except RuntimeError as error:
                 if gen_config.format is not None and gen_config.format.lost:
-                    raise HTTPException(400, UNFOLLOWED) from error
+                    raise HTTPException(400, formats.UNFOLLOWED) from error
                 raise
 
         def _prepare(self, model: Any, inputs: Any, asked: GenerationConfig) -> None:
