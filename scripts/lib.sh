@@ -3,6 +3,7 @@
 
 ROOT=$(dirname "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")") # not by cd, which prints where CDPATH is exported
 VENV=$ROOT/.venv
+INSTALL=("$VENV/bin/pip" install --progress-bar off)
 
 say() { printf '%s\n' "$*" >&2; }
 die() {
@@ -39,8 +40,8 @@ ensure_venv() {
 # install_in_order FILE...: torch by itself and first; asked for by another package it would come in another build.
 install_in_order() {
   cd "$ROOT" &&
-    "$VENV/bin/pip" install --progress-bar off "$(grep -o '^torch==[^ ]*' requirements.txt)" &&
-    "$VENV/bin/pip" install --progress-bar off --constraint constraints.txt "${@/#/--requirement=}"
+    "${INSTALL[@]}" "$(grep -o '^torch==[^ ]*' requirements.txt)" &&
+    "${INSTALL[@]}" --constraint constraints.txt "${@/#/--requirement=}"
 }
 
 # is_installed FILE: by its stamp, and because what it pins is there: a package may have been removed since.
@@ -57,7 +58,7 @@ ensure_vllm() {
   if is_installed requirements-vllm.txt; then return; fi
   say "installing requirements-vllm.txt (once; a minute)"
   run_showing_progress "$VENV/install-vllm.log" \
-    "$VENV/bin/pip" install --progress-bar off --no-deps --requirement "$ROOT/requirements-vllm.txt" ||
+    "${INSTALL[@]}" --no-deps --requirement "$ROOT/requirements-vllm.txt" ||
     die "the installation failed: $(grep -i '^error' "$VENV/install-vllm.log" | head -n 1); see .venv/install-vllm.log"
   stamp_of requirements-vllm.txt >"$VENV/.installed-requirements-vllm.txt"
 }

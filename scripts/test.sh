@@ -7,9 +7,15 @@ case "${1:-}" in -h | --help)
   exit ;;
 esac
 cd "$ROOT"
+unset PYTHONDONTWRITEBYTECODE
+INSTALL+=(--no-compile) # what is imported is compiled then, and kept: most of what is installed never is
 ensure_venv requirements.txt requirements-dev.txt
-ensure_vllm
+ensure_vllm & # the checks take one core
+installing=$!
+trap 'kill "$installing" 2>/dev/null' EXIT
 scripts/check.sh
+wait "$installing"
+trap - EXIT
 export OMP_WAIT_POLICY=passive # the workers' threads share the cores: one that waits must not spin on them
 # Much of a file of server tests is waiting.
 exec "$VENV/bin/python" -m pytest -n 2 --dist loadfile --durations=15 "$@"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import subprocess
 import sys
 from pathlib import Path
 
@@ -160,6 +161,15 @@ def test_what_is_left_unopened_is_not_needed(settings, roots):
     needed = reached("handler.transformer_handler", *roots)
     assert any(name.startswith(unused) for name in MODULES) and len(needed) > 10
     assert not {name for name in needed if name.startswith(unused)}
+
+
+def test_a_start_waits_for_no_library_that_transformers_has_for_other_things():
+    names = "transformers.AutoModelForSequenceClassification, transformers.ContinuousBatchingConfig"
+    left = "print([name for name in ('sklearn', 'scipy') if name in sys.modules])"
+    for first, seen in (("", "['sklearn', 'scipy']"), ("import handler.loading; ", "[]")):
+        code = f"import sys, transformers; {first}{names}; {left}"
+        said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+        assert said.stdout.strip() == seen
 
 
 def test_no_task_imports_another():
