@@ -16,6 +16,7 @@ import orjson
 import torch
 
 from handler.generation.openai_requests import is_nothing
+from handler.generation.tool_choice import Choice
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +63,19 @@ class Formats:
         if len(asked) > 1:
             raise Unkept(f"expected one of {' and '.join(asked)}")
         [field] = asked
-        grammar = GRAMMARS[field](self._llguidance.LLMatcher, given[field])
+        return self._format(field, GRAMMARS[field](self._llguidance.LLMatcher, given[field]))
+
+    def of_calls(self, choice: Choice) -> Format:
+        """What an answer has to look like that calls what it is to call. Raises Unkept."""
+        _judge(*choice.functions.values())
+        inline = {
+            name: f"%json {json.dumps({**schema, 'x-guidance': SPACING})}"
+            for name, schema in choice.functions.items()
+        }
+        return self._format("tools", choice.grammar(inline))
+
+    def _format(self, field: str, grammar: str) -> Format:
+        """Raises Unkept."""
         matcher = self._llguidance.LLMatcher(self._tokens, grammar, log_level=0, limits=self._limits)
         read = Format(matcher, self._vocabulary)
         if read.allowed(()) is None:
@@ -152,15 +165,20 @@ def _of_schema(matcher: Any, schema: Any) -> str:
             schema = orjson.loads(schema)
         except orjson.JSONDecodeError:
             raise Unkept("the schema is no JSON") from None
-    if not isinstance(schema, dict):
-        raise Unkept("the schema: expected an object")
-    if _items(schema) > MOST_ITEMS:
-        raise Unkept(f"the schema: expected minItems and maxItems of at most {MOST_ITEMS} together")
+    _judge(schema)
     try:
         grammar: str = matcher.grammar_from_json_schema(schema, overrides=SPACING)
     except ValueError as error:
         raise Unkept(f"the schema: {error}") from None
     return grammar
+
+
+def _judge(*schemas: Any) -> None:
+    """Raises Unkept."""
+    if not all(isinstance(schema, dict) for schema in schemas):
+        raise Unkept("the schema: expected an object")
+    if _items(schemas) > MOST_ITEMS:
+        raise Unkept(f"the schema: expected minItems and maxItems of at most {MOST_ITEMS} together")
 
 
 def _items(schema: Any) -> float:
@@ -172,7 +190,7 @@ def _items(schema: Any) -> float:
             bounds = (part.get("minItems"), part.get("maxItems"))
             total += sum(bound for bound in bounds if isinstance(bound, int | float))
             left.extend(part.values())
-        elif isinstance(part, list):
+        elif isinstance(part, (list, tuple)):
             left.extend(part)
     return total
 

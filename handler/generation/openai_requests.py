@@ -69,6 +69,10 @@ TOOLS = Rule(
     "a list of objects with type and function, which has a name",
     lambda v: isinstance(v, list) and all(map(_is_function, v)),
 )
+TOOL_CHOICE = Rule(
+    "auto, none, required, or an object with type and function, which has a name",
+    lambda v: v in ("auto", "none", "required") or (_is_function(v) and v.get("type") == "function"),
+)
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,8 @@ class Judged:
         None,
     )
     tools: list[Any] | None = key(TOOLS, "what the model may call", None)
+    tool_choice: Any = key(TOOL_CHOICE, "whether it has to call one, and which", None)
+    parallel_tool_calls: bool | None = key(BOOLEAN, "whether it may call several", None)
     response_format: dict[str, Any] | None = key(FORMAT, "what the answer has to look like", None)
     structured_outputs: dict[str, Any] | None = key(OBJECT, "the same, as vLLM has it", None)
     chat_template_kwargs: dict[str, Any] | None = key(OBJECT, "what else the chat template is given", None)
@@ -157,6 +163,8 @@ def _problems(path: str, said: Document, fields: frozenset[str], limits: Limits)
         yield Problem(needed, "is missing")
     elif path == CHAT:
         yield from _message_problems(said["messages"])
+    if said.get("tool_choice", "auto") not in ("auto", "none") and not said.get("tools"):
+        yield Problem("tools", "is missing beside tool_choice")
     if not wrong:
         yield from _excess(said, limits)
 

@@ -41,14 +41,14 @@ class Forgiving:
     def feed(self, text: str) -> list[dict[str, Any]]:
         """The events of some more text."""
         if self._failed:
-            return _text(text)
+            return text_of(text)
         self._held += text
         try:
             events: list[dict[str, Any]] = self._parser.feed(text)
             _check(_calls(events))
         except FAILURES:
             self._failed = True
-            return _text(self._held)
+            return text_of(self._held)
         seen = [event["type"] == "region_close" or not event.get("dirty", True) for event in events]
         if any(seen):
             self._held = "" if seen[-1] else text
@@ -62,16 +62,40 @@ class Forgiving:
             message, events = self._parser.finalize()
             _check(_calls(events))
         except FAILURES:
-            return {}, _text(self._held)
+            return {}, text_of(self._held)
         return message, events
 
 
+class Once:
+    """A stream's parser that tells of a first call only (`parallel_tool_calls: false`), as vLLM does."""
+
+    def __init__(self, parser: Any) -> None:
+        self._parser = parser
+        self._called = False
+        self.initial_events: list[dict[str, Any]] = parser.initial_events
+
+    def feed(self, text: str) -> list[dict[str, Any]]:
+        """The events of some more text."""
+        return list(self._less(self._parser.feed(text)))
+
+    def finalize(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """The message, which nobody reads, and the last events."""
+        message, events = self._parser.finalize()
+        return message, list(self._less(events))
+
+    def _less(self, events: Iterable[dict[str, Any]]) -> Iterable[dict[str, Any]]:
+        for event in events:
+            if not (_is_call(event) and self._called):
+                yield event
+            self._called = self._called or _is_call(event)
+
+
+def _is_call(event: dict[str, Any]) -> bool:
+    return event["type"] == "region_close" and event.get("field") == "tool_calls"
+
+
 def _calls(events: Iterable[dict[str, Any]]) -> Iterable[Any]:
-    return (
-        event.get("value")
-        for event in events
-        if event["type"] == "region_close" and event.get("field") == "tool_calls"
-    )
+    return (event.get("value") for event in events if _is_call(event))
 
 
 def _check(calls: Iterable[Any]) -> None:
@@ -80,5 +104,6 @@ def _check(calls: Iterable[Any]) -> None:
         call["function"]["name"], call["function"]["arguments"]
 
 
-def _text(text: str) -> list[dict[str, Any]]:
+def text_of(text: str) -> list[dict[str, Any]]:
+    """The events of text that is no call."""
     return [{"type": "region_chunk", "field": "content", "text": text}] if text else []

@@ -18,14 +18,16 @@ import orjson
 import torch
 
 from handler.errors import MAX_MESSAGE
+from handler.generation import tool_choice
 from handler.generation.application import Asgi, Event
-from handler.generation.formats import FIELDS, Format, Formats, Unkept
+from handler.generation.formats import FIELDS, UNFOLLOWED, Format, Formats, Unkept
 from handler.generation.logprobs import alongside, with_logprobs
 from handler.generation.openai_protocol import CHAT, COMPLETIONS, Document, Stream, as_whole
 from handler.generation.openai_requests import DRAWN
 from handler.generation.sampling import MOST_TOPS
 from handler.generation.several import all_of, each_alone, interleaved, together
 from handler.generation.tool_calls import forgive
+from handler.generation.tool_choice import Choice
 from handler.protocols.openai_embeddings import error_document
 
 MOST_STOPS, MOST_BIAS = 16, 100
@@ -35,6 +37,8 @@ LONG = 16_384
 READER = ThreadPoolExecutor(1, "reader")
 # Of sampling: the application takes a frequency's penalty for another one, and a seed for everybody's.
 OWN = ("frequency_penalty", "logit_bias", "min_p", "presence_penalty", "repetition_penalty", "seed")
+TO_A_FORMAT = (*FIELDS, "tool_choice")  # an answer is kept by these
+TOOLS = ("tools", "tool_choice", "parallel_tool_calls")
 # What the application takes and leaves undone: its own UNUSED_… fields, and what continuous batching drops.
 NOT_DONE = frozenset(
     (
@@ -47,7 +51,6 @@ NOT_DONE = frozenset(
         "metadata",
         "modalities",
         "moderation",
-        "parallel_tool_calls",
         "prediction",
         "reasoning_effort",
         "prompt_cache_key",
@@ -57,7 +60,6 @@ NOT_DONE = frozenset(
         "service_tier",
         "store",
         "suffix",
-        "tool_choice",
         "user",
         "verbosity",
         "web_search_options",
@@ -93,8 +95,8 @@ def make_application(
             scope["state"] = {"request_id": str(uuid.uuid4())}
         await app(scope, receive, send)
 
-    undone = set() if formats else {*FIELDS}
-    without_tools = set() if _calls_tools(model, tokenizer) else {"tools"}
+    undone = set() if formats else {*TO_A_FORMAT}
+    without_tools = set() if _calls_tools(model, tokenizer) else {*TOOLS}
     return with_id, {CHAT: _fields(chat) - undone - without_tools, COMPLETIONS: _fields(completion) - undone}
 
 
@@ -152,7 +154,7 @@ def _handlers(name: str, model: Any, tokenizer: Any, state: _State, formats: For
         _unused_fields = frozenset[str]()  # of what it warns: others are refused, and these are done here
 
         async def handle_request(self, body: dict[str, Any], request_id: str) -> Any:
-            asked, long = each_alone(body), any(map(body.get, FIELDS)) or len(orjson.dumps(body)) >= LONG
+            asked, long = each_alone(body), any(map(body.get, TO_A_FORMAT)) or len(orjson.dumps(body)) >= LONG
             if len(asked) == 1:
                 return await (await self._read(asked[0], request_id, long))()
             names = [f"{request_id}-{at}" for at in range(len(asked))]
@@ -202,7 +204,8 @@ def _handlers(name: str, model: Any, tokenizer: Any, state: _State, formats: For
                     setattr(asked, field, body[field])
             asked.tops = _tops(body)
             asked.bias = _bias(body.get("logit_bias"), model.config.get_text_config().vocab_size)
-            asked.format = _format(body, formats)
+            asked.choice, asked.format = _format(body, formats)
+            asked.alone = body.get("parallel_tool_calls") is False
             asked.max_new_tokens = body.get("max_tokens")
             asked.stop_strings = _stop_strings(asked.stop_strings)  # or those of the model's own configuration
             if any(body.get(field) is not None for field in DRAWN):
@@ -227,13 +230,14 @@ def _handlers(name: str, model: Any, tokenizer: Any, state: _State, formats: For
 
         async def _whole(self, *arguments: Any, **named: Any) -> Any:
             asked = arguments[5]  # the generation config
-            whole = self._until_a_stop if asked.stop_strings else super()._non_streaming  # type: ignore[misc]
+            in_pieces = asked.stop_strings or asked.choice or asked.alone
+            whole = self._in_pieces if in_pieces else super()._non_streaming  # type: ignore[misc]
             answer = await whole(*arguments, **named)
             if asked.tops is None:
                 return answer
             return JSONResponse(with_logprobs(orjson.loads(answer.body), asked.sampling.told, tokenizer))
 
-        async def _until_a_stop(self, *arguments: Any, **named: Any) -> Any:
+        async def _in_pieces(self, *arguments: Any, **named: Any) -> Any:
             chunks: list[Document] = []
 
             def take(chunk: Document, event: bytes) -> bytes:
@@ -243,7 +247,12 @@ def _handlers(name: str, model: Any, tokenizer: Any, state: _State, formats: For
             events = Stream(take)
             async for piece in super()._streaming(*arguments, **named).body_iterator:  # type: ignore[misc]
                 events.piece(piece.encode(), last=False)
-            return JSONResponse(as_whole(chunks))
+            try:
+                return JSONResponse(as_whole(chunks))
+            except RuntimeError as error:
+                if (kept := arguments[5].format) and kept.lost:
+                    raise HTTPException(400, UNFOLLOWED) from error
+                raise
 
     class ChatParameters(chat_completion.TransformersCompletionCreateParamsStreaming, total=False):  # type: ignore[misc, call-arg]
         top_k: int  # which vLLM has beside the protocol too, and the next three
@@ -278,6 +287,8 @@ def _handlers(name: str, model: Any, tokenizer: Any, state: _State, formats: For
 
         def _validate_request(self, body: dict[str, Any]) -> None:
             super()._validate_request(body)
+            if body.get("tool_choice") == "none":
+                body.pop("tools", None)
             if not tokenizer.chat_template:
                 raise HTTPException(400, "this model has no chat template; v1/completions continues a prompt")
             if taken := reserved & body.get("chat_template_kwargs", {}).keys():
@@ -371,13 +382,18 @@ def _bias(asked: Any, vocabulary: int) -> tuple[torch.Tensor, torch.Tensor] | No
     return torch.tensor([*bias]), torch.tensor([*bias.values()])
 
 
-def _format(body: dict[str, Any], formats: Formats | None) -> Format | None:
-    """What the answer has to look like. Raises HTTPException."""
+def _format(body: dict[str, Any], formats: Formats | None) -> tuple[Choice | None, Format | None]:
+    """What the answer has to call, and to look like. Raises HTTPException."""
     from fastapi import HTTPException  # noqa: PLC0415
 
+    if formats is None:
+        return None, None
     try:
-        return formats.read(body) if formats else None
-    except Unkept as error:
+        choice, format_ = tool_choice.read(body), formats.read(body)
+        if choice and format_:
+            raise Unkept("expected a format or a tool_choice, not both")
+        return choice, formats.of_calls(choice) if choice else format_
+    except ValueError as error:
         raise HTTPException(400, str(error)[:MAX_MESSAGE]) from None
 
 

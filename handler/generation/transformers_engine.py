@@ -31,7 +31,8 @@ from handler.generation.engine import Engine, Load
 from handler.generation.logprobs import counted
 from handler.generation.sampling import NO_TOKEN, Sampler, Sampling
 from handler.generation.stopping import Until
-from handler.generation.tool_calls import Forgiving
+from handler.generation.tool_calls import Forgiving, Once
+from handler.generation.tool_choice import Called
 from handler.generation.transformers_application import make_application
 from handler.linear import prepack
 from handler.loading import DTYPES, OFFLINE, check_directory
@@ -216,8 +217,11 @@ def _manager(model: Any, config: HandlerConfig, most: int) -> Any:
             **more: Any,
         ) -> Any:
             self._prepare(model, inputs, gen_config)
-            if response_parser is not None:
-                more["response_parser"] = Forgiving(response_parser)
+            if gen_config.choice is not None:
+                more["response_parser"] = Called(gen_config.choice)
+            elif response_parser is not None:
+                parser = Forgiving(response_parser)
+                more["response_parser"] = Once(parser) if gen_config.alone else parser
             with self._router._lock:  # it says whom to tell only after it has added the request
                 queue, streamer = super().generate_streaming(model, processor, inputs, gen_config, **more)
                 if gen_config.tops is not None:

@@ -18,6 +18,8 @@ import psutil
 import pydantic
 import pytest
 import requests
+from langchain_core.messages import HumanMessage, ToolMessage
+from langchain_openai import ChatOpenAI
 
 from client import ManagementClient
 from handler.generation.measures import GAUGE_SECONDS
@@ -38,7 +40,7 @@ FLAGS = ("--set=batchSize=32", "--set=handler.max_new_tokens=400", "--set=jobQue
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return tiny_models.chatter(tmp_path_factory.mktemp("chat") / "model")
+    return tiny_models.shown_tools(tiny_models.chatter(tmp_path_factory.mktemp("chat") / "model", positions=2048))
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +79,14 @@ def chat(server):
         yield client
 
 
+class Verdict(pydantic.BaseModel):
+    """What to say of something."""
+
+    model_config = pydantic.ConfigDict(extra="forbid")  # or a model of random weights would say more
+    verdict: Literal["good", "bad"]
+    score: Annotated[int, pydantic.Field(ge=0, le=9)]
+
+
 def native(server, **fields):
     return requests.post(f"{server.inference_url}/predictions/chat", json=fields, timeout=60, stream=True)
 
@@ -102,10 +112,6 @@ def test_the_openai_client(chat, wanted):
 
 
 def test_the_openai_client_reads_what_keeps_to_its_own_types(chat):
-    class Verdict(pydantic.BaseModel):
-        verdict: Literal["good", "bad"]
-        score: Annotated[int, pydantic.Field(ge=0, le=9)]
-
     asked = {"model": "chat", "messages": messages("a"), "temperature": 1.5}
     for _ in range(3):
         answer = chat.chat.completions.parse(**asked, response_format=Verdict)
@@ -116,6 +122,24 @@ def test_the_openai_client_reads_what_keeps_to_its_own_types(chat):
         chat.chat.completions.create(
             **asked, response_format={"type": "json_schema", "json_schema": {"name": "a", "schema": {"not": {}}}}
         )
+
+
+def test_langchain_has_tools_called(server):
+    url = f"{server.inference_url}/predictions/chat/1.0/v1"
+    model = ChatOpenAI(model="chat", base_url=url, api_key="-", temperature=1.5, max_retries=0)
+    for method in ("function_calling", "json_schema"):
+        assert isinstance(model.with_structured_output(Verdict, method=method).invoke("a"), Verdict)
+    for choice in ("any", "Verdict"):
+        caller = model.bind_tools([Verdict], tool_choice=choice, parallel_tool_calls=False)
+        asked = caller.invoke("a")
+        [call] = asked.tool_calls
+        assert Verdict(**call["args"]) and call["name"] == "Verdict" and not asked.content
+        [piece] = [piece for piece in caller.stream("a") if piece.tool_calls]
+        assert Verdict(**piece.tool_calls[0]["args"])
+        answer = model.invoke(
+            [HumanMessage("a"), asked, ToolMessage("noted", tool_call_id=call["id"])], max_tokens=5
+        )
+        assert answer.content
 
 
 def test_a_stream_of_several_answers_and_how_likely_they_are(chat, wanted):

@@ -204,6 +204,21 @@ def decoder(directory: Path, kind: Callable[..., Any]) -> Path:
     return _spread(kind(**_decoder(tokenizer, 2, 64), bos_token_id=None, eos_token_id=None), directory, "lm_head")
 
 
+def shown_tools(model: Path) -> Path:
+    """A model whose chat template shows it tools, and whose calls of them are read as Qwen's are."""
+    call = {"open_pattern": r"\s*<tool_call>", "close": "</tool_call>", "repeats": True, "content": "json"}
+    fields = {
+        "tool_calls": {**call, "transform": {"type": "function", "function": "{content}"}},
+        "content": {"close": "<sep>", "content": "text"},
+    }
+    template = {"defaults": {"role": "assistant"}, "start_anchor": "<assistant>", "fields": fields}
+    path = model / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "response_template": template}))
+    path = model / "chat_template.jinja"
+    path.write_text("{% for tool in tools or [] %}{{ tool | tojson }}{% endfor %}" + path.read_text())
+    return model
+
+
 def endless(model: Path) -> Path:
     """A model, none of whose answers ends before its cap any more."""
     for path in (model / "config.json", model / "generation_config.json"):
