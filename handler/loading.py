@@ -19,7 +19,6 @@ from typing import Any
 import torch
 import transformers
 from tokenizers import normalizers
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from handler import devices
 from handler.config import EMBEDDERS, RANKERS, HandlerConfig
@@ -129,7 +128,7 @@ def check_directory(directory: Path) -> None:
         raise LoadError("the archive has no model/config.json")
     config = read_json(directory / "config.json")
     # Where transformers has a class of its own, that is taken: OFFLINE trusts no remote code.
-    if "auto_map" in config and config.get("model_type") not in CONFIG_MAPPING_NAMES:
+    if "auto_map" in config and config.get("model_type") not in transformers.CONFIG_MAPPING:
         raise LoadError("model/config.json asks for remote code (auto_map), which is never run")
     transformers.logging.disable_progress_bar()
     transformers.logging.set_verbosity_error()

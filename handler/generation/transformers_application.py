@@ -96,7 +96,8 @@ def make_application(
         await app(scope, receive, send)
 
     undone = set() if formats else {*TO_A_FORMAT}
-    without_tools = set() if _calls_tools(model, tokenizer) else {*TOOLS}
+    calls_tools = _parses(model, tokenizer) and "tools" in str(tokenizer.chat_template)
+    without_tools = set() if calls_tools else {*TOOLS}
     return with_id, {CHAT: _fields(chat) - undone - without_tools, COMPLETIONS: _fields(completion) - undone}
 
 
@@ -105,11 +106,11 @@ def _fields(handler: Any) -> frozenset[str]:
     return frozenset(get_type_hints(handler._valid_params_class)) - NOT_DONE
 
 
-def _calls_tools(model: Any, tokenizer: Any) -> bool:
-    """Whether the chat template shows tools to the model, and its calls of them can be read."""
+def _parses(model: Any, tokenizer: Any) -> bool:
+    """Whether the application can tell what a model says from its thoughts and its calls of tools."""
     from transformers.cli.serving.utils import get_response_template  # noqa: PLC0415
 
-    return "tools" in str(tokenizer.chat_template) and get_response_template(tokenizer, model) is not None
+    return get_response_template(tokenizer, model) is not None
 
 
 class _State:
@@ -147,6 +148,8 @@ def _handlers(name: str, model: Any, tokenizer: Any, state: _State, formats: For
     from fastapi import HTTPException  # noqa: PLC0415
     from fastapi.responses import JSONResponse, StreamingResponse  # noqa: PLC0415
     from transformers.cli.serving import chat_completion, completion  # noqa: PLC0415
+
+    parses = _parses(model, tokenizer)
 
     class Strict:
         """Gives as many answers as are asked for, and knows one model."""
@@ -230,7 +233,7 @@ def _handlers(name: str, model: Any, tokenizer: Any, state: _State, formats: For
 
         async def _whole(self, *arguments: Any, **named: Any) -> Any:
             asked = arguments[5]  # the generation config
-            in_pieces = asked.stop_strings or asked.choice or asked.alone
+            in_pieces = asked.stop_strings or asked.choice or asked.alone or (parses and asked.format)
             whole = self._in_pieces if in_pieces else super()._non_streaming  # type: ignore[misc]
             answer = await whole(*arguments, **named)
             if asked.tops is None:

@@ -109,7 +109,7 @@ def undone_processors(model: Any) -> str:
 def _manager(model: Any, config: HandlerConfig, most: int) -> Any:
     """Continuous batching for the model, in which every one of at most so many requests samples for itself."""
     from fastapi import HTTPException  # noqa: PLC0415
-    from transformers.cli.serving.utils import CBGenerateManager  # noqa: PLC0415
+    from transformers.cli.serving.utils import CBGenerateManager, build_response_parser  # noqa: PLC0415
 
     class PerRequest(CBGenerateManager):  # type: ignore[misc]
         """Each request's own sampling, cap and cancellation."""
@@ -220,6 +220,8 @@ def _manager(model: Any, config: HandlerConfig, most: int) -> Any:
             if gen_config.choice is not None:
                 more["response_parser"] = Called(gen_config.choice)
             elif response_parser is not None:
+                if gen_config.format is not None:  # in no thought that the prompt has begun
+                    response_parser = build_response_parser(processor, model, [])
                 parser = Forgiving(response_parser)
                 more["response_parser"] = Once(parser) if gen_config.alone else parser
             with self._router._lock:  # it says whom to tell only after it has added the request

@@ -197,6 +197,16 @@ def test_silent_connections_of_an_address_are_bound():
         assert running.get("/health").status_code == 200
 
 
+def test_a_host_has_a_network_of_addresses_and_one_limit():
+    port = free_ports(1)
+    limits = {"connections_per_address": 5, "requests_per_address": 2}
+    with front({"listen": f"[::1]:{port}", "keys": None, "limits": limits}) as running:
+        asked = [requests.post(f"http://[::1]:{port}/predict", json={}, timeout=5).status_code for _ in range(3)]
+        assert asked == [200, 200, 429]
+        for table in ("connections", "addresses"):
+            assert " key=:: " in running.haproxy.ask(f"show table {table}")
+
+
 @pytest.mark.parametrize("of_grpc", [False, True])
 def test_clients_that_take_every_place_leave_what_is_not_theirs(of_grpc):
     told = {"limits": {"connections": 5}}

@@ -161,6 +161,23 @@ def test_a_crowd_of_which_each_keeps_to_its_own(tmp_path, monkeypatch, model, ca
     assert bool(copied) == puts_off
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_thought_that_the_prompt_begins_has_none_of_it(tmp_path, stream):
+    """As Qwen 3.5's templates do."""
+    fields = {
+        "thinking": {"open": "<think>", "close": "</think>", "content": "text"},
+        "content": {"close": "<sep>", "content": "text"},
+    }
+    model = tiny_models.parsed(tiny_models.chatter(tmp_path / "model", positions=2048), fields)
+    path = model / "chat_template.jinja"
+    path.write_text(path.read_text() + "{% if add_generation_prompt %}<think>{% endif %}")
+    service = worker.start(tmp_path, task="text-generation", max_new_tokens=NEW)
+    asked = {"messages": messages("a"), "stream": stream}
+    for format_, content in (({"structured_outputs": {"choice": CHOICES}}, CHOICES), ({"max_tokens": 9}, [""])):
+        text, _ = said(Frontend(service).ask({**asked, **format_}, CHAT))
+        assert text in content
+
+
 def test_every_way_to_ask_for_one(frontend):
     grammar = {"type": "json", "value": {"enum": ["x", "y"]}}
     [one] = frontend.ask({"inputs": "a", "parameters": {"grammar": grammar}}).document

@@ -49,15 +49,12 @@ def calling(tmp_path):
     """A service whose model calls a tool, it is said, from an F of its answer on: what follows is no JSON."""
 
     def start(close):
-        model = tiny_models.chatter(tmp_path / "model")
-        path = model / "tokenizer_config.json"
         call = {"open": "F", "close": close, "repeats": True, "content": "json"}
         fields = {
             "tool_calls": {**call, "transform": {"type": "function", "function": "{content}"}},
             "content": {"close": "<never>", "content": "text"},
         }
-        template = {"defaults": {"role": "assistant"}, "start_anchor": "<assistant>", "fields": fields}
-        path.write_text(json.dumps({**json.loads(path.read_text()), "response_template": template}))
+        tiny_models.parsed(tiny_models.chatter(tmp_path / "model"), fields)
         return started(tmp_path, max_new_tokens=400)
 
     return start

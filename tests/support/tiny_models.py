@@ -211,11 +211,16 @@ def shown_tools(model: Path) -> Path:
         "tool_calls": {**call, "transform": {"type": "function", "function": "{content}"}},
         "content": {"close": "<sep>", "content": "text"},
     }
+    path = model / "chat_template.jinja"
+    path.write_text("{% for tool in tools or [] %}{{ tool | tojson }}{% endfor %}" + path.read_text())
+    return parsed(model, fields)
+
+
+def parsed(model: Path, fields: dict[str, Any]) -> Path:
+    """A model with a response template, which tells transformers what is what in its answers."""
     template = {"defaults": {"role": "assistant"}, "start_anchor": "<assistant>", "fields": fields}
     path = model / "tokenizer_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "response_template": template}))
-    path = model / "chat_template.jinja"
-    path.write_text("{% for tool in tools or [] %}{{ tool | tojson }}{% endfor %}" + path.read_text())
     return model
 
 
