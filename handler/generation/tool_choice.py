@@ -14,6 +14,7 @@ from typing import Any
 from handler.generation.tool_calls import text_of
 
 NO_PARAMETERS: Mapping[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
+MOST_FUNCTIONS = 128  # OpenAI's limit of tools; to follow a choice of a thousand takes half a second to begin with
 SEPARATOR = ", "
 READ = json.JSONDecoder().raw_decode
 
@@ -79,6 +80,8 @@ def read(body: Mapping[str, Any]) -> Choice | None:
     tools = [tool["function"] for tool in body.get("tools") or ()]
     functions = {tool["name"]: tool.get("parameters") or NO_PARAMETERS for tool in tools}
     if wanted == "required":
+        if len(functions) > MOST_FUNCTIONS:
+            raise ValueError(f"tools: {len(functions)} of which one is required; the limit is {MOST_FUNCTIONS}")
         return Choice(functions, named=False, alone=body.get("parallel_tool_calls") is False)
     name = wanted["function"]["name"]
     if name not in functions:

@@ -106,6 +106,24 @@ def test_several_answers_with_their_own_calls(frontend):
 
 
 @pytest.mark.parametrize("stream", [False, True])
+def test_each_token_of_a_call_is_told_of(frontend, stream):
+    asked = {"messages": messages("a"), **HERE, "tool_choice": NAMED, "logprobs": True, "top_logprobs": 1}
+    answered = frontend.ask({**asked, "stream": stream, "stream_options": {"include_usage": True}}, CHAT)
+    documents = answered.events[:-1] if stream else [answered.document]
+    told = [
+        one
+        for document in documents
+        for choice in document["choices"]
+        for one in (choice.get("logprobs") or {}).get("content", ())
+    ]
+    [usage] = [document["usage"] for document in documents if document.get("usage")]
+    [call], _, _ = called(answered)
+    assert len(told) == usage["completion_tokens"]
+    text = b"".join(bytes(one["bytes"]) for one in told).decode()
+    assert text.startswith(call["function"]["arguments"])
+
+
+@pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("choice", [NAMED, "required"])
 def test_a_call_that_is_cut_off_is_text(frontend, choice, stream):
     asked = {"messages": messages("a"), **HERE, "tool_choice": choice, "max_tokens": 8, "stream": stream}
@@ -166,6 +184,7 @@ def test_as_a_response(frontend, stream):
             {"tools": [function("f", parameters={"type": "nothing"})], "tool_choice": "required"},
             "tools: this format",
         ),
+        ({"tools": [function(f"f{n}") for n in range(129)], "tool_choice": "required"}, "the limit is 128"),
         ({**HERE, "tool_choice": NAMED, "response_format": {"type": "json_object"}}, "not both"),
     ],
 )
