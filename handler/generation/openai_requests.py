@@ -163,7 +163,7 @@ def _problems(path: str, said: Document, fields: frozenset[str], limits: Limits)
         yield Problem(needed, "is missing")
     elif path == CHAT:
         yield from _message_problems(said["messages"])
-    if said.get("tool_choice", "auto") not in ("auto", "none") and not said.get("tools"):
+    if "tool_choice" in said and not said.get("tools"):  # one that asks for nothing is gone by now
         yield Problem("tools", "is missing beside tool_choice")
     if not wrong:
         yield from _excess(said, limits)

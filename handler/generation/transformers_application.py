@@ -23,7 +23,7 @@ from handler.generation.application import Asgi, Event
 from handler.generation.formats import FIELDS, UNFOLLOWED, Format, Formats, Unkept
 from handler.generation.logprobs import alongside, with_logprobs
 from handler.generation.openai_protocol import CHAT, COMPLETIONS, Document, Stream, as_whole
-from handler.generation.openai_requests import DRAWN
+from handler.generation.openai_requests import DRAWN, is_nothing
 from handler.generation.sampling import MOST_TOPS
 from handler.generation.several import all_of, each_alone, interleaved, together
 from handler.generation.tool_calls import forgive
@@ -157,7 +157,9 @@ def _handlers(name: str, model: Any, tokenizer: Any, state: _State, formats: For
         _unused_fields = frozenset[str]()  # of what it warns: others are refused, and these are done here
 
         async def handle_request(self, body: dict[str, Any], request_id: str) -> Any:
-            asked, long = each_alone(body), any(map(body.get, TO_A_FORMAT)) or len(orjson.dumps(body)) >= LONG
+            asked = each_alone(body)
+            keeps = any(body.get(field) and not is_nothing(field, body[field]) for field in TO_A_FORMAT)
+            long = keeps or len(orjson.dumps(body)) >= LONG
             if len(asked) == 1:
                 return await (await self._read(asked[0], request_id, long))()
             names = [f"{request_id}-{at}" for at in range(len(asked))]
@@ -235,7 +237,12 @@ def _handlers(name: str, model: Any, tokenizer: Any, state: _State, formats: For
             asked = arguments[5]  # the generation config
             in_pieces = asked.stop_strings or asked.choice or asked.alone or (parses and asked.format)
             whole = self._in_pieces if in_pieces else super()._non_streaming  # type: ignore[misc]
-            answer = await whole(*arguments, **named)
+            try:
+                answer = await whole(*arguments, **named)
+            except RuntimeError as error:
+                if asked.format is not None and asked.format.lost:
+                    raise HTTPException(400, UNFOLLOWED) from error
+                raise
             if asked.tops is None:
                 return answer
             return JSONResponse(with_logprobs(orjson.loads(answer.body), asked.sampling.told, tokenizer))
@@ -250,12 +257,7 @@ def _handlers(name: str, model: Any, tokenizer: Any, state: _State, formats: For
             events = Stream(take)
             async for piece in super()._streaming(*arguments, **named).body_iterator:  # type: ignore[misc]
                 events.piece(piece.encode(), last=False)
-            try:
-                return JSONResponse(as_whole(chunks))
-            except RuntimeError as error:
-                if (kept := arguments[5].format) and kept.lost:
-                    raise HTTPException(400, UNFOLLOWED) from error
-                raise
+            return JSONResponse(as_whole(chunks))
 
     class ChatParameters(chat_completion.TransformersCompletionCreateParamsStreaming, total=False):  # type: ignore[misc, call-arg]
         top_k: int  # which vLLM has beside the protocol too, and the next three

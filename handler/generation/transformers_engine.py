@@ -108,7 +108,6 @@ def undone_processors(model: Any) -> str:
 
 def _manager(model: Any, config: HandlerConfig, most: int) -> Any:
     """Continuous batching for the model, in which every one of at most so many requests samples for itself."""
-    from fastapi import HTTPException  # noqa: PLC0415
     from transformers.cli.serving.utils import CBGenerateManager, build_response_parser  # noqa: PLC0415
 
     class PerRequest(CBGenerateManager):  # type: ignore[misc]
@@ -240,10 +239,6 @@ def _manager(model: Any, config: HandlerConfig, most: int) -> Any:
                 return await super().generate_non_streaming(model, processor, inputs, gen_config, request_id)
             except asyncio.CancelledError:
                 self._cb.cancel_request(request_id)
-                raise
-            except RuntimeError as error:
-                if gen_config.format is not None and gen_config.format.lost:
-                    raise HTTPException(400, formats.UNFOLLOWED) from error
                 raise
 
         def _prepare(self, model: Any, inputs: Any, asked: GenerationConfig) -> None:
