@@ -6,7 +6,8 @@ rows -wire.read-> messages -protocol-> calls -task-> requests -task-> results -p
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count, islice
 from pathlib import Path
@@ -39,6 +40,11 @@ from handler.wire import Message, Reply
 logger = logging.getLogger(__name__)
 
 UNHURRIED = 3600  # s for a batch that no client waits for
+# How long a batch that was not full lets the next one gather: a share of its own time, and seconds at most. On
+# two cores a model of 96 dimensions did 1.00, 1.05, 1.07, 1.11, 1.13, 1.10 and 1.03 times the texts/s behind the
+# gateway, from 2, 3, 4, 8, 16, 32 and 64 connections.
+GATHER_SHARE = 0.05
+GATHER_SECONDS = 0.005
 ENCODED = 1_000_000  # characters that are tokenized in one call, which no deadline interrupts: about a second's
 
 
@@ -51,6 +57,7 @@ class Requests:
     measures: Measures
     protocols: Sequence[Protocol]  # of each slot
     ids: Sequence[str]  # the clients' own
+    carriers: Sequence[int]  # of the rows, those that may be answered in chunks
 
 
 @dataclass(frozen=True)
@@ -78,6 +85,7 @@ class Answers:
     measures: Measures
     protocols: Sequence[Protocol]
     ids: Sequence[str]
+    carriers: Sequence[int]
 
 
 class BatchPipeline:
@@ -133,19 +141,26 @@ class BatchPipeline:
                     asked, [outputs[next(cursor)] for _ in asked.request.items], requests.deadline
                 ),
             )
-        return Answers(answered, requests.measures, requests.protocols, requests.ids)
+        return Answers(answered, requests.measures, requests.protocols, requests.ids, requests.carriers)
 
-    def postprocess(self, answers: Answers, context: Any, send: Callable[..., None]) -> list[bytes]:
-        """Results and errors to bodies; `send` sends a piece of a large one ahead."""
+    def postprocess(self, answers: Answers, context: Any, send: wire.Send) -> list[bytes]:
+        """Results and errors to bodies; `send` sends a piece of a large one ahead, or the answers of a batch."""
         with answers.measures.step("write"):
             limit = self.config.handler.max_response_bytes
             shapes = [protocol.error for protocol in answers.protocols]
             bodies = wire.write(self._replies(answers), context, limit, send, shapes)
+            may_gather = 1 < len(bodies) < self.config.server.batchSize
+            ahead = may_gather and wire.send_ahead(bodies, context, send, answers.carriers)
+        sent = time.monotonic()
         with one_write():
             if any(answers.ids):
                 _log(answers, context)
             answers.measures.emit(context.metrics)
-        return bodies
+        if not ahead:
+            return bodies
+        moment = min(GATHER_SHARE * answers.measures.milliseconds / 1000, GATHER_SECONDS)
+        time.sleep(max(0.0, sent + moment - time.monotonic()))
+        return [b""] * len(bodies)
 
     def answer(self, messages: Sequence[Message]) -> Sequence[Slot[Mapping[str, Any] | Tensors]]:
         """Messages to native documents, as one batch that may take its time: the way without the wire."""
@@ -217,7 +232,8 @@ class BatchPipeline:
         spoken = each(messages, lambda message: table.find(message, self.model))
         protocols = [NATIVE if isinstance(one, HandlerError) else one.protocol for one in spoken]
         ids = [getattr(message, "id", "") for message in messages]
-        return Requests(each(spoken, self._parse), deadline, measures, protocols, ids)
+        carriers = [index for index, message in enumerate(messages) if getattr(message, "takes_chunks", False)]
+        return Requests(each(spoken, self._parse), deadline, measures, protocols, ids, carriers)
 
     def _unhurried(self, messages: Sequence[Message]) -> Answers:
         measures = Measures(requests=len(messages))

@@ -7,11 +7,12 @@ This file defines this one class and nothing else: TorchServe takes the only cla
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ts.handler_utils.utils import send_intermediate_predict_response
 from ts.protocol import otf_message_handler
+from ts.protocol.otf_message_handler import create_predict_response
 from ts.torch_handler.base_handler import BaseHandler
 
 from handler import wings, wire
@@ -48,8 +49,24 @@ class TransformerHandler(BaseHandler):
 
     def postprocess(self, data: Any) -> list[bytes]:
         """Results to bodies, with a status for each."""
-        bodies: list[bytes] = self.pipeline.postprocess(data, self.context, send_intermediate_predict_response)
+        bodies: list[bytes] = self.pipeline.postprocess(data, self.context, self.send)
         return bodies
+
+    def send(self, bodies: Mapping[int, bytes], ends: Mapping[int, bool | None]) -> None:
+        """Sends a message ahead of the batch's own; at least one of its rows has to go on, or the batch ends.
+
+        Args:
+            bodies: of the rows, or pieces of them.
+            ends: of each whether it ends or goes on; None where the row is one piece.
+        """
+        context = self.context
+        ids = {index: context.request_ids[index] for index in bodies}
+        context.stopping_criteria = {index: lambda _, end=end: end for index, end in ends.items()}
+        try:
+            message = create_predict_response(bodies, ids, "Prediction success", 200, context)
+        finally:
+            context.stopping_criteria = None
+        context.cl_socket.sendall(message)
 
     def handle(self, data: list[dict[str, Any]], context: Any) -> list[Any]:
         """Runs the three steps. No exception leaves it but the loss of the device.

@@ -8,7 +8,7 @@ and text (otf_message_handler.py:316), which is undone here so that one parser j
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, TypeAlias
@@ -45,6 +45,9 @@ class Message:
     transport: str = HTTP
     json_length: str = ""  # Inference-Header-Content-Length: of the JSON before binary tensors
     id: str = ""  # X-Correlation-Id, for logs; TorchServe gives every request an X-Request-Id of its own
+    takes_chunks: bool = (
+        False  # whether Via says so (RFC 9110, 7.6.3): that no HTTP/1.0 is on the way to its client
+    )
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,8 @@ class Reply:
 
 # An error and its text, in ASCII -> the document that a protocol has for it.
 Shape: TypeAlias = Callable[[HandlerError, str], Mapping[str, Any]]
+# Bodies by row, and whether each ends, goes on, or is one piece -> sent ahead (TransformerHandler.send).
+Send: TypeAlias = Callable[[Mapping[int, bytes], Mapping[int, bool | None]], None]
 
 
 def read(
@@ -81,7 +86,7 @@ def write(
     replies: Sequence[Slot[Reply]],
     context: Any,
     limit: int,
-    send: Callable[..., None] | None = None,
+    send: Send | None = None,
     shapes: Sequence[Shape] = (),
 ) -> list[bytes]:
     """Replies and errors to the bodies of the rows; statuses and content types go to the context.
@@ -90,10 +95,13 @@ def write(
 
     TorchServe kills the worker for a body over max_response_size (CodecUtils.java:26), so one over `limit` becomes
     that request's 413. Only ASCII strings are handed over: lengths are counted in characters and written in
-    bytes (otf_message_handler.py:109).
+    bytes (otf_message_handler.py:109). A row that has been begun can only be ended.
     """
     bodies: list[bytes] = []
     for index, slot in enumerate(replies):
+        if _is_begun(context, index):
+            bodies.append(b"")
+            continue
         shape = shapes[index] if shapes else native_error
         reply = slot if isinstance(slot, Reply) else error_reply(slot, shape)
         if len(reply.body) > limit:
@@ -101,6 +109,39 @@ def write(
         reply = tell(reply, context, index)
         bodies.append(_send_frames(reply.body, context, index, send) if send else reply.body)
     return bodies
+
+
+def send_ahead(bodies: Sequence[bytes], context: Any, send: Send, carriers: Iterable[int]) -> bool:
+    """Sends the answers of a batch ahead of the batch's own message, which then has nothing but the end of one.
+
+    The frontend passes them on, and collects no other batch before that end (BatchAggregator.java:98,
+    WorkerThread.java:210).
+
+    Args:
+        bodies: what `write` has returned.
+        context: the batch's.
+        send: as for `write`.
+        carriers: rows that may be answered in chunks, as one of them is (NettyUtils.java:195).
+
+    Returns:
+        Whether they were sent; not where no row can carry the end.
+    """
+    begun = [index for index in context.request_ids if _is_begun(context, index)]
+    # An error's connection is closed behind its first piece (NettyUtils.java:197).
+    good = [index for index in carriers if context.get_response_status(index)[0] < 400]
+    if not begun and not good:
+        return False
+    carrier = (begun or good)[0]
+    ends = {index: True if index in begun else None for index in context.request_ids}
+    send(dict(enumerate(bodies)), {**ends, carrier: False})
+    for index in ends.keys() - {carrier}:
+        del context.request_ids[index]  # from which the batch's own message is written (service.py:150)
+    return True
+
+
+def _is_begun(context: Any, index: int) -> bool:
+    """Whether something of the row's answer has been sent."""
+    return bool(context.get_response_headers(index).get(STREAM_NEXT) == "true")
 
 
 def tell(reply: Reply, context: Any, index: int) -> Reply:
@@ -152,7 +193,7 @@ def _preference(part: str) -> tuple[str, float]:
     return kind, 1.0
 
 
-def _send_frames(body: bytes, context: Any, index: int, send: Callable[..., None]) -> bytes:
+def _send_frames(body: bytes, context: Any, index: int, send: Send) -> bytes:
     """Sends a large body ahead in pieces, and returns what is left for the batch's own message.
 
     The frontend's decoder begins again at a message's first byte on every read from the socket
@@ -161,9 +202,7 @@ def _send_frames(body: bytes, context: Any, index: int, send: Callable[..., None
     if len(body) <= FRAME_BYTES or _transport(context.get_all_request_header(index)) != HTTP:
         return body
     for start in range(0, len(body), FRAME_BYTES):
-        piece = {index: body[start : start + FRAME_BYTES]}
-        request_id = {index: context.request_ids[index]}
-        send(piece, request_id, "Intermediate Prediction success", 200, context)
+        send({index: body[start : start + FRAME_BYTES]}, {index: False})
     return b""
 
 
@@ -216,6 +255,7 @@ def _read(row: Mapping[str, Any], raw_headers: Mapping[str, Any]) -> Message:
         "transport": _transport(raw_headers),
         "json_length": headers.get("inference-header-content-length", ""),
         "id": _id(headers.get("x-correlation-id", "")),
+        "takes_chunks": _takes_chunks(headers.get("via", "")),
     }
     whole = row.keys() & WHOLE
     if len(row) == 1 and whole:
@@ -233,6 +273,12 @@ def _read(row: Mapping[str, Any], raw_headers: Mapping[str, Any]) -> Message:
 def _id(given: str) -> str:
     """What may stand in a log, of what a client sent."""
     return given if ID.fullmatch(given) else ""
+
+
+def _takes_chunks(via: str) -> bool:
+    """Whether there are protocols in it, and each is newer than HTTP/1.0."""
+    protocols = [part.split()[0].rpartition("/")[2] for part in via.split(",") if part.strip()]
+    return bool(protocols) and not any(protocol in ("0.9", "1.0") for protocol in protocols)
 
 
 def _bytes(value: object) -> bytes | bytearray:

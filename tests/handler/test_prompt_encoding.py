@@ -277,6 +277,9 @@ def test_a_large_answer_comes_in_frames_and_leaves_others_alone(left, monkeypatc
     assert (first.status, second.status, third.status) == (200, 422, 200)
     assert len(first.body) == LENGTH * 96 * 4 and first.body == third.body
     assert json.loads(first.headers["shape"]) == [1, LENGTH, 96]
+    named = frames.post(json.dumps({"prompt": "a"}).encode(), via="1.1 a")
+    whole, pieces = frames.predict(service, [named, large])
+    assert (whole.status, pieces.body) == (200, first.body)
 
 
 def test_too_large_an_answer_is_refused_before_it_is_computed(left, monkeypatch):

@@ -21,6 +21,9 @@ class Context:
     def get_all_request_header(self, index):
         return self.processors[index].get_request_properties()
 
+    def get_response_headers(self, index):
+        return self.processors[index].get_response_headers()
+
     def set_response_status(self, code, phrase, index):
         self.processors[index].report_status(code, phrase)
 

@@ -16,6 +16,7 @@ import transformers
 
 from handler import devices, pipeline
 from handler.errors import DeviceLost, LoadError, OutOfMemory
+from handler.measures import Measures
 from tests.support import frames, reference, tiny_models, worker
 
 TEXTS = [
@@ -102,6 +103,52 @@ def test_bfloat16(home):
     _, prediction = frames.answer(service, {"text": TEXTS[0]})
     assert service.handler.pipeline.task.encoder.loaded.model.dtype is torch.bfloat16
     np.testing.assert_allclose(prediction["probabilities"], expected, atol=0.05)
+
+
+# -- answers ahead of their batch's end
+
+
+BAD, GOOD = b'{"text": 7}', b'{"text": "a"}'
+
+
+def in_two(service, *rows):
+    """Which of these rows, each a body and its Via or none, come in two pieces; all are answered, and rightly."""
+    requests = [frames.post(body, **({"via": via} if via else {})) for body, via in rows]
+    responses = frames.predict(service, requests)
+    assert [response.status for response in responses] == [200 if body is GOOD else 422 for body, _ in rows]
+    assert all(json.loads(response.body)["label"] for response in responses if response.status == 200)
+    return [index for index, response in enumerate(responses) if "ts_stream_next" in response.headers]
+
+
+def test_one_answer_of_a_batch_ends_after_the_others(services):
+    """One that is good, whose client is known to read chunks."""
+    service = services["text-classification"]
+    assert in_two(service, (BAD, "1.1 a"), (GOOD, ""), (GOOD, "2.0 a"), (GOOD, "1.1 a")) == [2]
+    assert in_two(service, (BAD, "1.1 a"), (GOOD, "")) == []
+    assert in_two(service, (GOOD, ""), (GOOD, "")) == []
+    assert in_two(service, (GOOD, "1.1 a")) == [], "who is alone waits for nobody"
+
+
+@pytest.mark.parametrize(
+    ("via", "pieces"),
+    [("HTTP/1.1 a (b), 2 c:80", [0]), ("1.0 a", []), ("1.1 a, HTTP/1.0 b", []), (" , ", []), ("1.0 a, 1.1 b", [])],
+)
+def test_via_says_who_reads_chunks(services, via, pieces):
+    assert in_two(services["text-classification"], (GOOD, via), (GOOD, "")) == pieces
+
+
+def test_a_full_batch_waits_for_no_other(services, monkeypatch):
+    pipe = services["text-classification"].handler.pipeline
+    full = dataclasses.replace(pipe.config, server=dataclasses.replace(pipe.config.server, batchSize=2))
+    monkeypatch.setattr(pipe, "config", full)
+    assert in_two(services["text-classification"], (GOOD, "1.1 a"), (GOOD, "1.1 a")) == []
+
+
+def test_what_was_sent_ahead_is_not_answered_again(services, monkeypatch, caplog):
+    """Whatever fails after it."""
+    monkeypatch.setattr(Measures, "emit", lambda self, cache: 1 / 0)
+    assert in_two(services["text-classification"], (GOOD, "1.1 a"), (BAD, "1.1 a"), (GOOD, "1.1 a")) == [0]
+    assert "defect: ZeroDivisionError" in caplog.text
 
 
 # -- failures of one request

@@ -85,6 +85,33 @@ def ask(server, tokens):
     return send
 
 
+# -- batches
+
+
+def test_one_answer_of_a_batch_comes_in_two_pieces(ask, server, tokens):
+    """So that the next batch can gather; whoever speaks HTTP/1.0 gets it whole."""
+    texts = ["a film", "good", "the battery died", "a wonderful story"] * 50
+    alone = {text: ask("/predictions/tiny", {"text": text}).json()["probabilities"] for text in set(texts)}
+    with ThreadPoolExecutor(16) as threads:
+        answers = list(threads.map(lambda text: ask("/predictions/tiny", {"text": text}), texts))
+    assert {answer.status_code for answer in answers} == {200}
+    for text, answer in zip(texts, answers, strict=True):
+        np.testing.assert_allclose(answer.json()["probabilities"], alone[text], atol=1e-5)
+    assert 0 < sum("transfer-encoding" in answer.headers for answer in answers) < 100
+    assert not any("ts_stream_next" in answer.headers for answer in answers)
+    body = json.dumps(TEXT).encode()
+    head = (
+        f"POST /predictions/tiny HTTP/1.0\r\nAuthorization: Bearer {tokens['ann']}\r\nContent-Length: {len(body)}"
+    )
+    with ThreadPoolExecutor(16) as threads:
+        found = list(
+            threads.map(lambda _: raw(server.port_base + 5, f"{head}\r\n\r\n".encode() + body), range(100))
+        )
+    for answer in found:
+        lines, _, document = answer.partition(b"\r\n\r\n")
+        assert status_of(answer) == 200 and b"chunked" not in lines.lower() and json.loads(document)["label"]
+
+
 # -- routes
 
 

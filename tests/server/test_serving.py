@@ -84,6 +84,7 @@ def test_sixty_four_at_once(server, workers_stay, references, task):
         responses = list(threads.map(lambda scenario: send(server, task, scenario), chosen))
     for response, scenario in zip(responses, chosen, strict=True):
         check(task, response, scenario, references[task])
+        assert "content-length" in response.headers, "HTTP/1.0 knows no other end"
     sizes = [
         sample.value for sample in MetricsClient(server.metrics_url).metrics() if sample.name == "HandlerBatches"
     ]

@@ -129,27 +129,30 @@ def decode(frames: bytes) -> list[Response]:
 def _decode(frames: bytes) -> list[tuple[Response, bool]]:
     """Reads a batch's answers, and whether each was begun before its end.
 
-    Fails where the frontend would lose its place or hang.
-    Messages sent ahead hold pieces of some answers; the last one holds every answer, or what is left of it.
+    Fails where the frontend would lose its place, answer twice or hang. Messages sent ahead hold answers, and
+    pieces of such as go on, one at least; a message without is the batch's last (BatchAggregator.java:98).
     """
     reader = _Reader(frames)
-    ahead: dict[str, Response] = {}
-    while True:
-        found = _message(reader)
-        if not reader.rest:
-            break
-        for name, piece in found.items():
-            assert piece.headers.get("ts_stream_next") == "true"
-            begun = ahead.get(name)
-            ahead[name] = replace(begun, body=begun.body + piece.body) if begun else piece
-    assert list(found) == [f"request-{index}" for index in range(len(found))]
-    return [_whole(ahead.get(name), last) for name, last in found.items()]
+    begun: dict[str, Response] = {}
+    answered: dict[str, tuple[Response, bool]] = {}
+    goes_on = True
+    while goes_on:
+        goes_on = False
+        for name, piece in _message(reader).items():
+            assert name not in answered
+            first = begun.pop(name, None)
+            found = _joined(first, piece) if first else piece
+            if piece.headers.get("ts_stream_next") == "true":
+                assert piece.status < 400, "the connection would be closed behind it"
+                begun[name], goes_on = found, True
+            else:
+                answered[name] = found, first is not None
+    assert not reader.rest and not begun
+    return [answered[f"request-{index}"] for index in range(len(answered))]
 
 
-def _whole(begun: Response | None, last: Response) -> tuple[Response, bool]:
-    if begun is None:
-        return last, False
-    return replace(begun, body=begun.body + last.body, headers={**begun.headers, **last.headers}), True
+def _joined(begun: Response, piece: Response) -> Response:
+    return replace(begun, body=begun.body + piece.body, headers={**begun.headers, **piece.headers})
 
 
 def _message(reader: _Reader) -> dict[str, Response]:
