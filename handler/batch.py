@@ -110,7 +110,7 @@ def distinct(values: Sequence[H]) -> tuple[list[H], list[int]]:
     return list(places), indexes
 
 
-def plan(lengths: Sequence[int], budget: int, launch: int) -> list[list[int]]:
+def plan(lengths: Sequence[int], budget: int, launch: int, lanes: int = 1) -> list[list[int]]:
     """Cuts rows into micro-batches of neighbours in length.
 
     A row joins its longer neighbours as long as all padding so far costs less than one more forward. Over random
@@ -120,10 +120,14 @@ def plan(lengths: Sequence[int], budget: int, launch: int) -> list[list[int]]:
         lengths: tokens of each row.
         budget: the most that rows times the longest row's tokens may be; a longer row goes alone.
         launch: what one forward costs by itself, in tokens.
+        lanes: how many run at once. Few rows are not joined for so much that a lane would have none: that cost a
+            model of 96 dimensions 9 % of its texts/s from 4 connections, in place of 3 % more.
 
     Returns:
         Indexes into `lengths`, each once; the largest micro-batches first.
     """
+    if lanes > 1:
+        launch = min(launch, sum(lengths) // (2 * lanes))
     micro_batches: list[list[int]] = []
     longest = padding = 0
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):

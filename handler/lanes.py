@@ -8,12 +8,16 @@ texts of 4 to 120 words). A lone micro-batch is spread over all cores, because n
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 
 from handler.devices import lane_threads
+
+R = TypeVar("R")
 
 
 class Lanes:
@@ -37,14 +41,26 @@ class Lanes:
         if self._pool is None or pieces < 2:
             work()
             return
-        torch.set_num_threads(self._share)  # OpenMP's count is the calling thread's, but MKL's is the process's
-        try:
+        with self._shared():
             lanes = [self._pool.submit(work) for _ in range(min(self.count, pieces))]
             wait(lanes)
-        finally:
-            torch.set_num_threads(self._threads)
         for lane in lanes:
             lane.result()
+
+    def one(self, work: Callable[[], R]) -> R:
+        """What the work returns in one lane, while nothing runs in the others."""
+        if self._pool is None:
+            return work()
+        with self._shared():
+            return self._pool.submit(work).result()
+
+    @contextmanager
+    def _shared(self) -> Iterator[None]:
+        torch.set_num_threads(self._share)  # OpenMP's count is the calling thread's, but MKL's is the process's
+        try:
+            yield
+        finally:
+            torch.set_num_threads(self._threads)
 
     def _enter(self) -> None:
         torch.set_num_threads(self._share)

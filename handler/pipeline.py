@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count, islice
 from pathlib import Path
@@ -18,7 +18,7 @@ import torch
 
 from handler import batch, devices, golden, provenance, wire
 from handler.batch import Deadline, Slot, distinct, each
-from handler.config import ModelConfig
+from handler.config import ModelConfig, is_own
 from handler.draining import Drain
 from handler.errors import HandlerError, LoadError, ServerFault
 from handler.lanes import Lanes
@@ -223,6 +223,22 @@ class BatchPipeline:
                 if isinstance(output, HandlerError):
                     raise LoadError(f"the model does not run: {output}")
 
+    def measure(self) -> None:
+        """Finds what a forward costs by itself here, beside tokens: so much padding is worth one less."""
+        texts = (TextItem("warm", True), TextItem("warm " * min(64, self.task.max_tokens), True))
+        count = max(1, devices.MEASURED_TOKENS // self._tokens(texts[1]))
+        encoded = batch.together([texts[0], *[texts[1]] * count], self.task.encode)
+        rows = [row for slot in encoded if not isinstance(slot, HandlerError) for row in slot]
+        sizes = len(rows[0]), sum(map(len, rows[1:]))
+        if sizes[1] < 2 * sizes[0]:  # texts of so few tokens tell nothing
+            return
+        short = self.lanes.one(lambda: _fastest(lambda: self._forward(rows[:1])))
+        long = self.lanes.one(lambda: _fastest(lambda: self._forward(rows[1:])))
+        self.launch_tokens = devices.launch_tokens((sizes[0], short), (sizes[1], long))
+        if self.config.handler.max_batch_tokens is None:
+            self.batch_tokens = max(self.batch_tokens, devices.LAUNCHES * self.launch_tokens)
+        logger.info("a forward costs %d tokens by itself, and takes %d", self.launch_tokens, self.batch_tokens)
+
     def _tokens(self, item: TextItem) -> int:
         """How many an item counts as, at most; an error is found when it is run."""
         [encoded] = batch.together([item], self.task.encode)
@@ -274,7 +290,7 @@ class BatchPipeline:
             encoded = batch.in_chunks(items, self.task.encode, _characters, ENCODED, deadline)
         rows = [row for slot in encoded if not isinstance(slot, HandlerError) for row in slot]
         lengths = [len(row) for row in rows]
-        micro_batches = batch.plan(lengths, self.batch_tokens, self.launch_tokens)
+        micro_batches = batch.plan(lengths, self.batch_tokens, self.launch_tokens, self.lanes.count)
         measures.count(micro_batches, lengths)
         with measures.step("forward"):
             outputs = batch.run(
@@ -312,9 +328,25 @@ def build(
     pipeline = BatchPipeline(config, task, model_name, device, threads, memory=memory, provenance=origin)
     if config.handler.warm_up:
         pipeline.warm_up()
+        if device.type == "cpu" and not is_own(config.handler.task):
+            before = pipeline.batch_tokens
+            pipeline.measure()
+            if pipeline.batch_tokens > before:
+                pipeline.warm_up()
     if proven := golden.check(directory.parent / "golden", config.handler, pipeline.answer):
         logger.info("%d golden answers hold", proven)
     return pipeline
+
+
+def _fastest(work: Callable[[], object]) -> float:
+    """The least seconds it takes, of at most twenty times, begun within 0.2 s, after a first one."""
+    work()
+    times: list[float] = []
+    while len(times) < 20 and sum(times) < 0.2:
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return min(times)
 
 
 def _log(answers: Answers, context: Any) -> None:

@@ -44,6 +44,13 @@ def test_the_plan(lengths, budget, launch, plan):
     assert batch.plan(lengths, budget, launch) == plan
 
 
+def test_few_rows_leave_no_lane_without_any():
+    lengths = [40, 60, 80, 100]
+    assert batch.plan(lengths, 2000, 120) == [[3, 2, 1, 0]]
+    assert batch.plan(lengths, 2000, 120, lanes=2) == [[3, 2, 1], [0]]
+    assert batch.plan(lengths * 8, 4000, 120, lanes=2) == batch.plan(lengths * 8, 4000, 120)
+
+
 @given(st.lists(st.text(max_size=2)))
 def test_distinct_values_rebuild_the_list(values):
     different, places = batch.distinct(values)

@@ -105,6 +105,21 @@ def test_bfloat16(home):
     np.testing.assert_allclose(prediction["probabilities"], expected, atol=0.05)
 
 
+@pytest.mark.parametrize(("told", "budget"), [({}, 1600), ({"max_batch_tokens": 700}, 700)])
+def test_a_worker_measures_what_a_forward_costs_by_itself(home, monkeypatch, told, budget):
+    pipe = worker.start(home, task="text-classification", **told).handler.pipeline
+    pipe.batch_tokens = told.get("max_batch_tokens", devices.BATCH_TOKENS["cpu"])
+    clock = [0.0]
+
+    def forward(rows):
+        clock[0] += 0.010 + 0.0001 * sum(map(len, rows))
+
+    monkeypatch.setattr(pipe, "_forward", forward)
+    monkeypatch.setattr(pipeline.time, "perf_counter", lambda: clock[0])
+    pipe.measure()
+    assert (pipe.launch_tokens, pipe.batch_tokens) == (100, budget)
+
+
 # -- answers ahead of their batch's end
 
 
