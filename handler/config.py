@@ -162,7 +162,7 @@ class HandlerConfig:
     )
     max_batch_tokens: int | None = key(
         optional(integer(1)),
-        "tokens, padding included, that go through the model at once; null: 512 on a CPU, up to 4096 for a small "
+        "tokens, padding included, that go through the model at once; null: 512 on a CPU, up to 2048 for a small "
         "encoder, 16384 on a GPU, 2048 there for text-generation",
         None,
     )

@@ -45,9 +45,7 @@ class Message:
     transport: str = HTTP
     json_length: str = ""  # Inference-Header-Content-Length: of the JSON before binary tensors
     id: str = ""  # X-Correlation-Id, for logs; TorchServe gives every request an X-Request-Id of its own
-    takes_chunks: bool = (
-        False  # whether Via says so (RFC 9110, 7.6.3): that no HTTP/1.0 is on the way to its client
-    )
+    takes_chunks: bool = False  # by its Via: no HTTP/1.0 on the way to the client (RFC 9110, 7.6.3)
 
 
 @dataclass(frozen=True)
