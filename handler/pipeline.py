@@ -105,6 +105,7 @@ class BatchPipeline:
         self.config = config
         self.batch_tokens = config.handler.max_batch_tokens or devices.BATCH_TOKENS[device.type]
         self.launch_tokens = devices.LAUNCH_TOKENS[device.type]
+        self.measures_launch = device.type == "cpu" and not is_own(config.handler.task)
         self.lanes = Lanes(device, threads, devices.lanes(device, threads, config.handler.lanes))
         self.task = task
         self.memory = memory
@@ -214,10 +215,15 @@ class BatchPipeline:
         """
         longest = min(512, self.task.max_tokens)
         short, few, long = (TextItem("warm " * words, True) for words in (1, min(16, longest), longest))
-        batches = [[short], [long], [short] * 2, [short, long], [*[short] * 2, *[long] * 2]]
+        self._run([[short], [long], [short] * 2, [short, long], [*[short] * 2, *[long] * 2]])
+        if self.measures_launch:
+            self.measure()
         for item in (few, long):
             full = max(2, self.batch_tokens // self._tokens(item))
-            batches += [[item] * full, [*[item] * (full - 1), TextItem(item.text.removesuffix("warm "), True)]]
+            self._run([[item] * full, [*[item] * (full - 1), TextItem(item.text.removesuffix("warm "), True)]])
+
+    def _run(self, batches: Sequence[Sequence[TextItem]]) -> None:
+        """Computes them for nobody. Raises LoadError."""
         for items in batches:
             for output in self._compute(items, Deadline.after(UNHURRIED), Measures()):
                 if isinstance(output, HandlerError):
@@ -328,11 +334,6 @@ def build(
     pipeline = BatchPipeline(config, task, model_name, device, threads, memory=memory, provenance=origin)
     if config.handler.warm_up:
         pipeline.warm_up()
-        if device.type == "cpu" and not is_own(config.handler.task):
-            before = pipeline.batch_tokens
-            pipeline.measure()
-            if pipeline.batch_tokens > before:
-                pipeline.warm_up()
     if proven := golden.check(directory.parent / "golden", config.handler, pipeline.answer):
         logger.info("%d golden answers hold", proven)
     return pipeline
